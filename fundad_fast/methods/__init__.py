@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods, by name."""
+
+from __future__ import annotations
+
+from ._base import HeldOut, Method, MethodConfig, Plan, State, make_config
+from .patchcore import PatchCore
+from .resad import ReSAD
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (ReSAD, PatchCore)}
+
+__all__ = [
+    "METHODS",
+    "HeldOut",
+    "Method",
+    "MethodConfig",
+    "PatchCore",
+    "Plan",
+    "ReSAD",
+    "State",
+    "make_config",
+]

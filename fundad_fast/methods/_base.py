@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every method promises: a validated config, ``fit``, ``score`` and a state that travels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ..batch import Batch, Scores
+from ..progress import Progress
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot have the value it was given."""
+
+
+class MethodConfig(BaseModel):
+    """The settings that every method has. Frozen; an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(784, ge=32, le=4096, description="Side of the square input, in pixels.")
+    fov: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: find the fundus field of view and score inside it only, a photograph "
+        "without one is that row's error; none: the whole frame (other modalities).",
+    )
+    fov_crop: bool = Field(False, description="Cut to the square around the field of view first.")
+    fov_erode: float = Field(
+        0.03, ge=0, lt=0.5, description="Rim of the field of view left out, in radii. Our design."
+    )
+    mixed_inputs: Literal["error", "convert"] = Field(
+        "error",
+        description="What to do when images differ in channels or bit depth: error, or convert "
+        "all to 8-bit-range RGB.",
+    )
+    seed: int = Field(0, ge=0, description="Of everything random in the method.")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a method says of healthy images that it has not learned from.
+
+    Attributes:
+        id: one name per image.
+        fold: ``[n]`` int32, the fold that held the image out.
+        score: ``[n]`` float32 image scores.
+        pixels: float32 scores of the map's cells inside the mask, pooled over the images (thinned
+            evenly to a bounded number), or ``None`` for a method without maps.
+    """
+
+    id: tuple[str, ...]
+    fold: np.ndarray
+    score: np.ndarray
+    pixels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``fit`` expects to need, before it starts. Sizes in bytes, times in seconds."""
+
+    images: int
+    memory: int
+    disk: int
+    bundle: int
+    seconds: float
+    lines: tuple[str, ...]
+
+
+@dataclass
+class State:
+    """A fitted method as plain tensors and plain facts.
+
+    Attributes:
+        weights: tensors of networks, by name.
+        bank: tensors of memory banks and what was prepared from them, by name.
+        facts: what JSON can hold; counts, radii, hashes.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    bank: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """An anomaly detection method that learns from healthy images only.
+
+    A method never opens a user's file, parses an argument or chooses a backend. Its presets are
+    ``paper`` (the published settings), ``default`` (what measures best here) and ``quick``.
+
+    Attributes:
+        held_out_: after a ``fit`` with folds, the scores of held-out healthy images.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(self, config: MethodConfig, *, weights: str | Path | None = None) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = torch.device("cpu")
+        self.held_out_: HeldOut | None = None
+
+    @abstractmethod
+    def fit(
+        self,
+        train: Iterable[Batch],
+        *,
+        val: Iterable[Batch] | None = None,
+        external: Iterable[Batch] | None = None,
+        folds: Mapping[str, int] | None = None,
+        scratch: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Learn from healthy images.
+
+        Args:
+            train: batches of healthy images; may be walked more than once.
+            val: healthy images that are not learned from, for methods that select a model.
+            external: images of another kind, for methods that use such.
+            folds: fold number of every training id; the method then fills ``held_out_`` with
+                scores of each fold by a model that has not seen it.
+            scratch: a folder for work that should survive a kill. Called again with the same
+                folder, ``fit`` goes on; ``done(scratch)`` names the images it has already.
+        """
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Scores:
+        """Score images; a batch scores the same whatever its size, up to rounding."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything that ``from_state`` needs to score the same, bit for bit."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, config: MethodConfig, state: State) -> Self:
+        """The method that ``state`` was taken from."""
+
+    @abstractmethod
+    def plan(self, images: int, folds: int) -> Plan:
+        """Memory, disk and time that a fit on ``images`` images would take."""
+
+    def done(self, scratch: Path) -> set[str]:
+        """Ids of the training images that an interrupted ``fit`` left finished in ``scratch``."""
+        return set()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device; returns self."""
+        self.device = torch.device(device)
+        return self
+
+
+def make_config(
+    method: type[Method], preset: str = "default", settings: Mapping[str, Any] | None = None
+) -> MethodConfig:
+    """The config of a preset with some settings changed.
+
+    Raises:
+        ConfigError: for an unknown preset, an unknown setting or a value out of range; the
+            message names what exists.
+    """
+    if preset not in method.presets:
+        raise ConfigError(
+            f"{method.name} has no preset {preset!r}; it has {', '.join(method.presets)}"
+        )
+    values = {**method.presets[preset], **(settings or {})}
+    try:
+        return method.Config(**values)
+    except ValidationError as error:
+        known = method.Config.model_fields
+        said = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
+            if problem["type"] == "extra_forbidden":
+                said.append(f"{method.name} has no setting {key!r}{_near(key, known)}")
+            else:
+                said.append(f"{key}: {problem['msg']} (got {problem.get('input')!r})")
+        raise ConfigError("; ".join(said)) from error
+
+
+def _near(key: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
