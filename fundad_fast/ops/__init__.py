@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators that the methods are made of."""
+
+from . import _adapt
+from ._registry import OPS, Choice, choices
+
+build = _adapt.build
+
+__all__ = [
+    "OPS",
+    "Choice",
+    "build",
+    "choices",
+    "status",
+]
+
+
+def status() -> dict[str, object]:
+    """What is in force here: how the native module was built, and who runs each operator.
+
+    Returns:
+        ``build``, a dict of words, and ``ops``, one :class:`Choice` per operator and device.
+    """
+    return {"build": build(), "ops": choices()}
