@@ -43,7 +43,7 @@ def overlay(
     """Draws a photograph beside itself with the anomaly map in colours.
 
     Left the untouched photograph; right the photograph under the map in turbo colours, with the
-    outline of the pixels at or above the threshold (white) and of the known lesions (magenta); then
+    outline of the pixels above the threshold (white) and of the known lesions (magenta); then
     a colour bar. Opacity rises with the score, so that calm areas show the photograph.
 
     Args:
@@ -84,7 +84,7 @@ def overlay(
 
     stroke = 1 if max(height, width) <= 640 else 2
     if threshold is not None:
-        hot = scores >= threshold
+        hot = scores > threshold
         hot = hot if inside is None else hot & inside
         _draw_outlines(painted, hot, (0, 0, 0), stroke + 2)  # white alone is lost on bright colours
         _draw_outlines(painted, hot, THRESHOLD_INK, stroke)
@@ -328,7 +328,7 @@ def _draw_legend(
 
     line = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, font, 1)[0][1]
     y = top + 2 * line
-    entries = [("score >= threshold", THRESHOLD_INK)] if has_threshold else []
+    entries = [("score > threshold", THRESHOLD_INK)] if has_threshold else []
     entries += [("known lesion", LESION_INK)] if has_mask else []
     for text, colour in entries:
         middle = y - line // 2
