@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from ._base import HeldOut, Method, MethodConfig, Plan, State, make_config
+from ._base import (
+    ConfigError,
+    HeldOut,
+    Method,
+    MethodConfig,
+    Plan,
+    State,
+    make_config,
+    touched,
+)
 from .patchcore import PatchCore
 from .resad import ReSAD
 
@@ -11,6 +20,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (ReSAD, Pa
 
 __all__ = [
     "METHODS",
+    "ConfigError",
     "HeldOut",
     "Method",
     "MethodConfig",
@@ -19,4 +29,5 @@ __all__ = [
     "ReSAD",
     "State",
     "make_config",
+    "touched",
 ]

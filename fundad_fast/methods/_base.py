@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -36,6 +37,12 @@ class MethodConfig(BaseModel):
     fov_crop: bool = Field(False, description="Cut to the square around the field of view first.")
     fov_erode: float = Field(
         0.03, ge=0, lt=0.5, description="Rim of the field of view left out, in radii. Our design."
+    )
+    white_level: float | None = Field(
+        None, gt=0, description="Sample value that is white, such as 4095; None: by bit depth."
+    )
+    pages: Literal["one", "first"] = Field(
+        "one", description="A TIFF of several pages is refused (one), or its first page is taken."
     )
     mixed_inputs: Literal["error", "convert"] = Field(
         "error",
@@ -158,6 +165,14 @@ class Method(ABC):
         """Move to a device; returns self."""
         self.device = torch.device(device)
         return self
+
+
+def touched(mask: Tensor | None, map: Tensor) -> Tensor:
+    """Cells of a map ``[b, h, w]`` that an image mask ``[b, *s]`` touches, bool ``[b, h, w]``."""
+    if mask is None:
+        return torch.ones(map.shape, dtype=torch.bool, device=map.device)
+    size = (map.shape[1], map.shape[2])
+    return nnf.adaptive_max_pool2d(mask[:, None].to(map.device, torch.float32), size)[:, 0] > 0
 
 
 def make_config(

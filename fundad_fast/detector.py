@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users hold: fit on healthy images, score others, save, load. Here methods meet files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from . import methods
+from .batch import Batch, Scores
+from .bundle import Bundle, load_bundle, save_bundle
+from .data import (
+    ArraySource,
+    BatchStream,
+    DataError,
+    Dataset,
+    Failure,
+    InputSpec,
+    Item,
+    Loader,
+    assign_folds,
+    discover,
+    inspect_inputs,
+)
+from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
+from .methods import HeldOut, Method, MethodConfig, Plan, make_config, touched
+from .progress import Bars, Progress
+
+
+class NotFittedError(RuntimeError):
+    """``fit`` or ``load`` comes first."""
+
+
+@dataclass(frozen=True)
+class ImageScores(Scores):
+    """Scores of everything that was given, in its order.
+
+    Attributes:
+        image: ``[n]`` float32; NaN where an image could not be used.
+        map: ``[n, *s']`` float32, NaN likewise; ``None`` when not wanted or the method has none.
+        id: one name per image.
+        status: ``ok``, or why there is no score.
+        error: the reason in words, empty for ``ok``.
+    """
+
+    id: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    error: tuple[str, ...] = ()
+
+
+class Detector:
+    """Learns from healthy images and scores others; higher is more abnormal.
+
+    Use a subclass: :class:`ReSAD`, :class:`PatchCore`. Names follow PyOD: ``decision_function``,
+    ``predict`` (1 = abnormal) and ``threshold_``. There is no ``score_samples``, because
+    scikit-learn's means the opposite.
+
+    Args:
+        preset: ``default``, ``paper`` or ``quick``; see the method.
+        weights: of the backbone: a ``.safetensors`` file, ``"untrained"``, or ``None`` for timm's
+            pretrained ones.
+        device: as torch names it; by default a GPU where there is one.
+        folds: how many parts of the healthy images are held out in turn for the thresholds.
+        target_fpr: the share of healthy images that may be called abnormal, in (0, 1).
+        batch_size, threads: of scoring; they change no score beyond rounding.
+        max_megapixels: larger images are refused.
+        progress: ``True`` for progress bars, or a display of your own.
+        settings: of the method, by name; see ``fundad info --settings``.
+
+    Raises:
+        ConfigError: for an unknown preset or setting, or a value out of range.
+    """
+
+    method: ClassVar[type[Method]]
+
+    def __init__(
+        self,
+        preset: str = "default",
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+        folds: int = 5,
+        target_fpr: float = 0.05,
+        batch_size: int = 4,
+        threads: int | None = None,
+        max_megapixels: float = 200.0,
+        progress: bool | Progress = False,
+        **settings: Any,
+    ) -> None:
+        self.preset, self.weights, self.settings = preset, weights, settings
+        self.config: MethodConfig = make_config(self.method, preset, settings)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if folds < 0 or folds == 1:
+            raise methods.ConfigError(f"folds={folds}: use 2 or more, or 0 for no thresholds")
+        if not 0 < target_fpr < 1:
+            raise methods.ConfigError(f"target_fpr={target_fpr}: use a share between 0 and 1")
+        self.folds, self.target_fpr = folds, target_fpr
+        self.batch_size, self.threads, self.max_megapixels = batch_size, threads, max_megapixels
+        if isinstance(progress, bool):
+            progress = Bars() if progress else Progress()
+        self.progress = progress
+        self.bundle_: Bundle | None = None
+        self.failures_: dict[str, Failure] = {}
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def fit(
+        self, X: Any, y: Sequence[int] | None = None, *, scratch: str | Path | None = None
+    ) -> Self:
+        """Learn from healthy images, and set thresholds on held-out ones.
+
+        Args:
+            X: a folder, manifest, glob or list of paths; or a uint8 array ``[n, h, w, 3]``, a
+                float tensor ``[n, c, h, w]`` in [0, 1], or a torch Dataset of images. Of labelled
+                data only the healthy images of the training split are used; healthy images of a
+                split ``val`` set the thresholds in place of folds.
+            y: labels of arrays, 0 healthy; the others are left out.
+            scratch: a folder for work in progress: after a kill, the same call goes on.
+
+        Returns:
+            self, with ``threshold_`` and ``decision_scores_`` (of held-out healthy images), and
+            ``failures_``: images that could not be used, by id.
+
+        Raises:
+            DataError: no usable healthy image, duplicates, mixed channels or bit depths.
+            ConfigError: settings that do not fit the data.
+            WeightsError: the backbone's weights cannot be had.
+        """
+        train, val = _training(X, y)
+        spec = self._spec(train)
+        method = self.method(self.config, weights=self.weights).to(self.device)
+        self.failures_ = {}
+        ids = [item.id for item in _items(train)]
+        folds = None
+        if not val and self.folds:
+            folds = self._assign_folds(_items(train))
+        data_hash = _data_hash(_items(train), X)
+        work = None if scratch is None else Path(scratch) / data_hash[:16]
+        done = set() if work is None else method.done(work)
+        rest = train if not done else tuple(i for i in _items(train) if i.id not in done)
+        stream = self._stream(rest, spec, "features", len(ids), len(done))
+        method.fit(stream, folds=folds, scratch=work, progress=self.progress)
+        held_out = method.held_out_
+        if val:
+            held_out = self._score_held_out(method, val, spec)
+        thresholds = _thresholds(held_out, self.target_fpr, bool(val))
+        self.bundle_ = Bundle(
+            method=method,
+            preset=self.preset,
+            input_spec=spec.model_dump(mode="json"),
+            thresholds=thresholds,
+            colour_scale=_colour_scale(held_out, thresholds),
+            trained_on={
+                "images": len(ids) - len(self.failures_),
+                "failed": len(self.failures_),
+                "data_sha256": data_hash,
+                "held_out": "split val" if val else f"{len(set((folds or {}).values()))} folds",
+            },
+            normal=held_out,
+        )
+        return self
+
+    def plan(self, X: Any, y: Sequence[int] | None = None) -> Plan:
+        """Memory, disk and time that ``fit`` on the same data would take."""
+        train, val = _training(X, y)
+        self._spec(train)
+        method = self.method(self.config, weights=self.weights).to(self.device)
+        return method.plan(len(_items(train)), 0 if val else self.folds)
+
+    def _spec(self, train: Any) -> InputSpec:
+        c = self.config
+        census = inspect_inputs(train, mixed_inputs=c.mixed_inputs)
+        shared = InputSpec.model_fields.keys() & type(c).model_fields.keys()
+        values = {name: getattr(c, name) for name in shared}
+        return InputSpec(**values, channels=census.channels, bit_depth=census.bit_depth)
+
+    def _assign_folds(self, items: Sequence[Item]) -> dict[str, int] | None:
+        patients = {item.patient_id or ("image", item.id) for item in items}
+        k = min(self.folds, len(patients))
+        if k < 2:
+            return None
+        number = assign_folds(items, k, self.config.seed)
+        return {item.id: int(fold) for item, fold in zip(items, number)}
+
+    def _stream(
+        self, source: Any, spec: InputSpec, name: str, total: int, done: int
+    ) -> Iterable[Batch]:
+        return _Shown(self, BatchStream(self._loader(source, spec)), name, total, done)
+
+    def _loader(self, source: Any, spec: InputSpec) -> Loader:
+        return Loader(
+            source,
+            spec,
+            batch_size=self.batch_size,
+            threads=self.threads,
+            max_megapixels=self.max_megapixels,
+        )
+
+    def _score_held_out(
+        self, method: Method, val: Sequence[Item], spec: InputSpec
+    ) -> HeldOut | None:
+        ids: list[str] = []
+        image: list[np.ndarray] = []
+        pixels: list[np.ndarray] = []
+        for batch in self._stream(val, spec, "held out", len(val), 0):
+            scores = method.score(batch)
+            ids += batch.id
+            image.append(scores.image.cpu().numpy())
+            if scores.map is not None:
+                pixels.append(scores.map[touched(batch.mask, scores.map)].cpu().numpy())
+        if not ids:
+            return None
+        return HeldOut(
+            tuple(ids),
+            np.zeros(len(ids), np.int32),
+            np.concatenate(image),
+            np.concatenate(pixels) if pixels else None,
+        )
+
+    # -- scoring ---------------------------------------------------------------------------------
+
+    def score(self, X: Any, *, maps: bool = True) -> ImageScores:
+        """Score images; one that cannot be used has NaN, a status and a reason.
+
+        Args:
+            X: as for ``fit``; everything that is found is scored.
+            maps: whether to keep the anomaly maps (in memory: ``fundad score`` writes them to
+                disk instead).
+        """
+        bundle = self._fitted()
+        spec = InputSpec(**bundle.input_spec)
+        source = _source(X)[0]
+        order = {item.id: i for i, item in enumerate(_items(source))}
+        image = torch.full((len(order),), float("nan"))
+        full: torch.Tensor | None = None
+        status, error = ["ok"] * len(order), [""] * len(order)
+        with self.progress.task("score", len(order), "images") as task:
+            for chunk in self._loader(source, spec):
+                for failure in chunk.failures:
+                    at = order[failure.item.id]
+                    status[at], error[at] = failure.status, failure.error
+                if chunk.items:
+                    scores = bundle.method.score(chunk.batch)
+                    at = [order[item.id] for item in chunk.items]  # type: ignore[assignment]
+                    image[at] = scores.image.cpu()
+                    if maps and scores.map is not None:
+                        if full is None:
+                            full = torch.full((len(order), *scores.map.shape[1:]), float("nan"))
+                        full[at] = scores.map.cpu()
+                task.advance(len(chunk))
+        return ImageScores(image, full, tuple(order), tuple(status), tuple(error))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Image scores ``[n]`` float32, higher = more abnormal; NaN for an unusable image."""
+        return self.score(X, maps=False).image.numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """``[n]`` int64: 1 where the score is above ``threshold_``, else 0.
+
+        Raises:
+            DataError: an image cannot be used, so that neither answer would be true.
+        """
+        threshold = self.threshold_
+        scores = self.score(X, maps=False)
+        bad = [i for i, status in enumerate(scores.status) if status != "ok"]
+        if bad:
+            raise DataError(
+                f"{len(bad)} of {len(scores)} images cannot be used, the first is "
+                f"{scores.id[bad[0]]}: {scores.error[bad[0]]}; leave them out, or use score"
+            )
+        return (scores.image.numpy() > threshold).astype(np.int64)
+
+    @property
+    def threshold_(self) -> float:
+        """The image threshold, set on held-out healthy images."""
+        fact = self._fitted().thresholds.get("image")
+        if fact is None:
+            raise NotFittedError("no threshold was set: fit with at least 2 images and folds >= 2")
+        return float(fact["value"])
+
+    @property
+    def decision_scores_(self) -> np.ndarray:
+        """Scores of held-out healthy images."""
+        normal = self._fitted().normal
+        return np.zeros(0, np.float32) if normal is None else normal.score
+
+    # -- keeping ---------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to a new folder; ``fundad_fast.load`` reads it."""
+        return save_bundle(self._fitted(), Path(path))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Constructor arguments, as scikit-learn's ``clone`` wants them."""
+        names = ("preset", "weights", "device", "folds", "target_fpr", "batch_size", "threads")
+        return {name: getattr(self, name) for name in names} | self.settings
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments; the detector must be fitted again."""
+        self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
+        return self
+
+    def _fitted(self) -> Bundle:
+        if self.bundle_ is None:
+            raise NotFittedError("not fitted: call fit, or use fundad_fast.load(folder)")
+        return self.bundle_
+
+
+class ReSAD(Detector):
+    __doc__ = (Detector.__doc__ or "").replace(
+        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`.",
+        "The method is ReSAD, see :class:`fundad_fast.methods.ReSAD`.",
+    )
+    method = methods.ReSAD
+
+
+class PatchCore(Detector):
+    __doc__ = (Detector.__doc__ or "").replace(
+        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`.",
+        "The method is PatchCore, see :class:`fundad_fast.methods.PatchCore`.",
+    )
+    method = methods.PatchCore
+
+
+DETECTORS: Mapping[str, type[Detector]] = {cls.method.name: cls for cls in (ReSAD, PatchCore)}
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None) -> Detector:
+    """Read a model that ``save`` or ``fundad fit`` wrote; it scores as before, bit for bit.
+
+    Raises:
+        BundleError: the folder is missing, incomplete, changed or of an unknown kind.
+    """
+    bundle = load_bundle(Path(path))
+    detector = DETECTORS[bundle.method.name](bundle.preset, device=device)
+    detector.config = bundle.method.config
+    bundle.method.to(detector.device)
+    detector.bundle_ = bundle
+    return detector
+
+
+class _Shown:
+    """Batches with progress and failures told to a detector; walkable again."""
+
+    def __init__(
+        self, owner: Detector, stream: BatchStream, name: str, total: int, done: int
+    ) -> None:
+        self.owner, self.stream, self.name, self.total, self.done = owner, stream, name, total, done
+
+    def __iter__(self) -> Iterator[Batch]:
+        with self.owner.progress.task(self.name, self.total, "images") as task:
+            task.advance(self.done)
+            for batch in self.stream:
+                yield batch
+                task.advance(len(batch))
+        self.owner.failures_.update(self.stream.failures)
+        if self.stream.failures and len(self.stream.failures) == len(self.stream.loader.items):
+            first = next(iter(self.stream.failures.values()))
+            raise DataError(
+                f"none of the {len(self.stream.failures)} healthy images can be used; the first, "
+                f"{first.item.id}, is {first.status}: {first.error}"
+            )
+
+
+def _training(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, ...]]:
+    """What to learn from, and the healthy images of a validation split."""
+    source, dataset = _source(X, y)
+    if dataset is None:
+        return source, ()
+    return dataset.healthy_for_fit(), dataset.select(split="val", label=0)
+
+
+def _source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | None]:
+    if isinstance(X, Dataset):
+        return X.items, X
+    paths = isinstance(X, (str, Path)) or (
+        isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], (str, Path, Item))
+    )
+    if not paths:
+        return ArraySource(X, healthy=None if y is None else [label == 0 for label in y]), None
+    if y is not None:
+        raise DataError("y is for arrays; label files by their folders or a manifest")
+    if isinstance(X, (list, tuple)) and isinstance(X[0], Item):
+        return tuple(X), None
+    dataset = discover(X)
+    return dataset.items, dataset
+
+
+def _items(source: Any) -> tuple[Item, ...]:
+    return source if isinstance(source, tuple) else source.items
+
+
+def _data_hash(items: Sequence[Item], X: Any) -> str:
+    """SHA-256 over ids and contents; of arrays in memory, over their values."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(item.id.encode("utf-8", "surrogatepass") + b"\0")
+        if item.path:
+            try:
+                with open(item.path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                digest.update(type(error).__name__.encode())
+    if isinstance(X, (np.ndarray, torch.Tensor)):
+        digest.update(np.ascontiguousarray(X).data)
+    return digest.hexdigest()
+
+
+def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> dict[str, Any]:
+    if held_out is None or len(held_out.score) < 2:
+        return {"image": None, "pixel": None}
+    folds = None if from_val else len(set(held_out.fold.tolist()))
+    found: dict[str, Any] = {
+        "image": image_threshold(held_out.score, target_fpr=target_fpr, folds=folds),
+        "pixel": None,
+    }
+    if held_out.pixels is not None:
+        found["pixel"] = pixel_threshold(held_out.pixels, folds=folds)
+    return found
+
+
+def _colour_scale(held_out: HeldOut | None, thresholds: dict[str, Any]) -> dict[str, Any]:
+    if held_out is None or held_out.pixels is None or thresholds["pixel"] is None:
+        return {}
+    return colour_scale(held_out.pixels, thresholds["pixel"]["value"])

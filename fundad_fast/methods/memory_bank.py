@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory-bank scoring: healthy patch features are remembered, far ones are abnormal."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from .. import ops
+from ..backbones import Backbone, WeightsInfo, load_backbone
+from ..batch import Batch, Scores
+from ..progress import Progress
+from ..spill import RowStore
+from ._base import ConfigError, HeldOut, Method, Plan, State, touched
+from .config import MemoryBankConfig
+from .coreset import SELECTION_COPIES, bank_size, choose, projection_dim, shard_rows
+from .features import CombinedFeatures
+
+PIXELS_KEPT = 10_000_000  # healthy map cells kept for the pixel threshold
+
+
+class MemoryBank(Method):
+    """ReSAD and PatchCore: combined features, a greedy coreset, nearest-neighbour distances.
+
+    Source: ReSAD section 2 (METHODS A.2); PatchCore (Roth et al. 2022).
+    """
+
+    Config: ClassVar[type[MemoryBankConfig]] = MemoryBankConfig
+    config: MemoryBankConfig
+
+    def __init__(self, config: MemoryBankConfig, *, weights: str | Path | None = None) -> None:
+        super().__init__(config, weights=weights)
+        self._features: CombinedFeatures | None = None
+        self._bank: Any = None
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def features(self) -> CombinedFeatures:
+        """The feature extractor; built, with its weights, at first use."""
+        if self._features is None:
+            c = self.config
+            net = load_backbone(c.backbone, c.layers, self.weights, seed=c.seed)
+            self._features = CombinedFeatures(net, c).to(self.device)
+        return self._features
+
+    def fit(
+        self,
+        train: Iterable[Batch],
+        *,
+        val: Iterable[Batch] | None = None,
+        external: Iterable[Batch] | None = None,
+        folds: Mapping[str, int] | None = None,
+        scratch: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Fill the memory bank; ``val`` and ``external`` are not used. See ``Method.fit``."""
+        progress = progress or Progress()
+        store = self._store(scratch)
+        for batch in train:
+            self._remember(batch, store)
+        if not store.ids:
+            raise ConfigError("no healthy image to learn from")
+        everything = range(len(store.ids))
+        self.held_out_ = None
+        if folds is not None:
+            self.held_out_ = self._hold_out(store, folds, progress)
+        chosen = choose(store, everything, self.config, name="all", progress=progress)
+        self._set_bank(store.rows(chosen.index))
+        self.facts = {
+            "images": len(store.ids),
+            "rows": len(store),
+            "bank_rows": len(chosen.index),
+            "features": self.features.dim,
+            "selection": {
+                "dimension": chosen.projected,
+                "covering_radius": chosen.radius,
+                "shards": chosen.shards,
+            },
+            "backbone": vars(self.features.backbone.info),
+        }
+        return self
+
+    def score(self, batch: Batch) -> Scores:
+        """Distances to the bank; see ``Method.score``. Source: ReSAD eq. 7, PatchCore eq. 6-7."""
+        if self._bank is None:
+            raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
+        c = self.features(batch.image.to(self.device))
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        inside = touched(mask, c[..., 0])
+        return self._judge(c[inside], inside, mask, self._bank)
+
+    def state(self) -> State:
+        weights = {k: v.cpu() for k, v in self.features.backbone.net.state_dict().items()}
+        bank = {k: v.cpu() for k, v in self._bank.tensors().items()}
+        return State(weights, bank, self.facts)
+
+    @classmethod
+    def from_state(cls, config: Any, state: State) -> Self:
+        self = cls(config)
+        net = Backbone(config.backbone, config.layers)
+        net.net.load_state_dict(state.weights)
+        net.info = WeightsInfo(**state.facts["backbone"])
+        self._features = CombinedFeatures(net, config)
+        self._bank = ops.NearestBank.from_tensors(state.bank)
+        self.facts = state.facts
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        super().to(device)
+        if self._features is not None:
+            self._features.to(self.device)
+        if self._bank is not None:
+            self._set_bank(self._bank.rows)
+        return self
+
+    def done(self, scratch: Path) -> set[str]:
+        return set(self._store(scratch).ids)
+
+    def plan(self, images: int, folds: int) -> Plan:
+        c, extractor = self.config, self.features
+        d, cells = extractor.dim, extractor.grid(c.image_size) ** 2
+        rows = images * cells
+        kept = bank_size(rows, d, c)
+        low = projection_dim(rows, d, c.projection_eps)
+        one = torch.rand(1, 3, c.image_size, c.image_size)
+        extractor(one.to(self.device))
+        began = time.perf_counter()
+        sample = extractor(one.to(self.device)).reshape(-1, d).cpu()
+        per_image = time.perf_counter() - began
+        per_pair = _seconds_per_pair(sample)
+        selections = 1 + folds * (folds - 1) / max(folds, 1)
+        # Lazy greedy looks at a share of all (row, pick) pairs that falls as the bank grows; a
+        # fifth is what real rows needed at worst. Held-out rows are searched once each.
+        seconds = images * per_image + per_pair * kept * rows * (
+            0.2 * selections * low / d + (1 if folds else 0)
+        )
+        width = 4 if c.store_dtype == "float32" else 2
+        in_memory = min(rows, shard_rows(low, c.memory_budget)) * low * 4 * SELECTION_COPIES
+        lines = (
+            f"{images} images x {cells} patches x {d} features = {rows} rows",
+            f"bank: {kept} rows, chosen in {low} dimensions",
+        )
+        return Plan(
+            images=images,
+            memory=int(in_memory + kept * d * 8 + 2**30),
+            disk=rows * d * width,
+            bundle=kept * d * 4 * 2 + 4 * sum(p.numel() for p in extractor.parameters()),
+            seconds=seconds,
+            lines=lines,
+        )
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def _store(self, scratch: Path | None) -> RowStore:
+        """The rows so far; a scratch folder of other settings or weights is started afresh."""
+        folder = None
+        if scratch is not None:
+            what = json.dumps(
+                [self.config.model_dump(mode="json"), vars(self.features.backbone.info)],
+                sort_keys=True,
+            )
+            key = hashlib.sha256(what.encode()).hexdigest()[:16]
+            folder = scratch / key
+        return RowStore(self.features.dim, dtype=self.config.store_dtype, folder=folder)
+
+    def _remember(self, batch: Batch, store: RowStore) -> None:
+        c = self.features(batch.image.to(self.device))
+        _, h, w, d = c.shape
+        inside = touched(batch.mask, c[..., 0])
+        for i, name in enumerate(batch.id):
+            rows = c[i][inside[i]] if self.config.bank_rows == "fov" else c[i]
+            mask = None if batch.mask is None else batch.mask[i]
+            store.append(name, rows.reshape(-1, d), _pack(mask, h, w))
+
+    def _hold_out(self, store: RowStore, folds: Mapping[str, int], progress: Progress) -> HeldOut:
+        number = np.array([folds[name] for name in store.ids], dtype=np.int32)
+        score = np.zeros(len(number), dtype=np.float32)
+        cells: list[np.ndarray] = []
+        for fold in sorted(set(number.tolist())):
+            outside = np.flatnonzero(number != fold).tolist()
+            if not outside:
+                raise ConfigError("thresholds from folds need images in at least two folds")
+            inside = np.flatnonzero(number == fold).tolist()
+            name = f"fold{fold}"
+            chosen = choose(store, outside, self.config, name=name, progress=progress)
+            bank = ops.nearest_prepare(store.rows(chosen.index).to(self.device))
+            with progress.task(f"held out {name}", len(inside), "images") as task:
+                for i in inside:
+                    got, values = self._judge_stored(store, i, bank)
+                    score[i] = got
+                    cells.append(values)
+                    task.advance()
+        pixels = np.concatenate(cells)
+        if len(pixels) > PIXELS_KEPT:
+            pixels = pixels[:: -(-len(pixels) // PIXELS_KEPT)]
+        return HeldOut(tuple(store.ids), number, score, pixels)
+
+    def _judge_stored(self, store: RowStore, i: int, bank: Any) -> tuple[float, np.ndarray]:
+        """Image score and in-mask map cells of an image whose rows are in the store."""
+        mask, h, w = _unpack(store.notes[i])
+        mask = None if mask is None else mask[None].to(self.device)
+        inside = touched(mask, torch.empty(1, h, w, device=self.device))
+        rows = store.image(i).to(self.device)
+        if self.config.bank_rows == "all":
+            rows = rows.view(1, h, w, -1)[inside]
+        scores = self._judge(rows, inside, mask, bank)
+        assert scores.map is not None
+        shown = scores.map[touched(mask, scores.map)]
+        return float(scores.image[0]), shown.cpu().numpy()
+
+    def _set_bank(self, rows: Tensor) -> None:
+        self._bank = ops.nearest_prepare(rows.to(self.device))
+
+    # -- judging ---------------------------------------------------------------------------------
+
+    def _judge(self, rows: Tensor, inside: Tensor, mask: Tensor | None, bank: Any) -> Scores:
+        """Scores of ``rows [m, d]``, the features of the cells ``inside [b, h, w]``, in order."""
+        c = self.config
+        k = min(c.num_neighbors if c.reweight == "none" else 1, len(bank.rows))
+        d2, index = ops.nearest(rows, bank.rows, k, prepared=bank)
+        near = d2.sqrt().mean(1)
+        grid = near.new_zeros(inside.shape)
+        grid[inside] = near
+        full = self._pixels(grid)
+        image = self._image_score(full, mask)
+        if c.reweight == "paper":
+            image = self._reweighted(rows, near, index[:, 0], inside, bank)
+        return Scores(image.float(), grid if c.smoothing == 0 else full)
+
+    def _pixels(self, grid: Tensor) -> Tensor:
+        """The map at the input's resolution, smoothed when that is wanted: ``[b, s, s]``."""
+        c = self.config
+        size = (c.image_size, c.image_size)
+        full = nnf.interpolate(grid[:, None], size, mode="bilinear", align_corners=False)
+        if c.smoothing > 0:
+            from torchvision.transforms.functional import gaussian_blur
+
+            taps = min(2 * round(4 * c.smoothing) + 1, 2 * c.image_size - 1)
+            full = gaussian_blur(full, [taps, taps], [c.smoothing, c.smoothing])
+        return full[:, 0]
+
+    def _image_score(self, full: Tensor, mask: Tensor | None) -> Tensor:
+        flat = full.flatten(1)
+        if mask is None:
+            parts = list(flat)
+        else:
+            parts = [row[seen] for row, seen in zip(flat, mask.flatten(1))]
+        return torch.stack([self._pool(part) for part in parts])
+
+    def _pool(self, values: Tensor) -> Tensor:
+        if self.config.image_score == "max":
+            return values.max()
+        if self.config.image_score == "mean":
+            return values.mean()
+        return values.topk(max(1, round(len(values) * self.config.top_fraction))).values.mean()
+
+    def _reweighted(
+        self, rows: Tensor, near: Tensor, index: Tensor, inside: Tensor, bank: Any
+    ) -> Tensor:
+        """PatchCore eq. 7: the largest patch distance times 1 - softmax over the neighbourhood."""
+        count = inside.flatten(1).sum(1).tolist()
+        result = []
+        k = min(self.config.num_neighbors, len(bank.rows))
+        for part, owner, row in zip(near.split(count), index.split(count), rows.split(count)):
+            top = int(part.argmax())
+            closest = bank.rows[owner[top]][None]
+            _, neighbours = ops.nearest(closest, bank.rows, k, prepared=bank)
+            to = (bank.rows[neighbours[0]] - row[top]).double().square().sum(1).sqrt()
+            weight = 1 - torch.softmax(to, 0)[0] if k > 1 else to.new_ones(())
+            result.append(part[top] * weight.float())
+        return torch.stack(result)
+
+
+def _pack(mask: Tensor | None, h: int, w: int) -> str:
+    """A map's size and an image's mask as a short text; a disc takes about a kilobyte."""
+    note: dict[str, Any] = {"grid": [h, w]}
+    if mask is not None:
+        bits = np.packbits(mask.cpu().numpy())
+        note["shape"] = list(mask.shape)
+        note["mask"] = base64.b85encode(zlib.compress(bits.tobytes(), 1)).decode()
+    return json.dumps(note)
+
+
+def _unpack(text: str) -> tuple[Tensor | None, int, int]:
+    note = json.loads(text)
+    h, w = note["grid"]
+    if "mask" not in note:
+        return None, h, w
+    bits = np.frombuffer(zlib.decompress(base64.b85decode(note["mask"])), np.uint8)
+    mask = np.unpackbits(bits, count=int(np.prod(note["shape"]))).reshape(note["shape"])
+    return torch.from_numpy(mask.astype(bool)), h, w
+
+
+def _seconds_per_pair(rows: Tensor) -> float:
+    """Time to compare one row with one bank row, from a small search here and now."""
+    some = rows[:512]
+    ops.nearest(some, some)
+    began = time.perf_counter()
+    ops.nearest(rows[:2048], some)
+    return (time.perf_counter() - began) / (min(len(rows), 2048) * len(some))
