@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -17,8 +18,12 @@ HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5.0
 
 
-class WeightsError(RuntimeError):
-    """Backbone weights are missing or do not fit; the message says which file to give, and how."""
+class BackboneError(ValueError):
+    """A backbone that timm does not have, or layers that the backbone does not have."""
+
+
+class WeightsError(BackboneError):
+    """Weights are missing or do not fit; the message says which file to give, and how."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Backbone(nn.Module):
         layers: module names as timm's feature info gives them (``layer2``), in order of depth.
 
     Raises:
-        ValueError: for a name that timm does not know, or layers the model does not have.
+        BackboneError: for a name that timm does not know, or layers the model does not have.
     """
 
     def __init__(self, name: str, layers: Sequence[str]) -> None:
@@ -54,19 +59,19 @@ class Backbone(nn.Module):
         super().__init__()
         architecture = name.split(".")[0]
         if not timm.is_model(architecture):
-            near = timm.list_models(f"*{architecture[:8]}*")[:5]
+            near = get_close_matches(architecture, timm.list_models(), n=5)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"backbone: timm has no model {architecture!r}{hint}")
+            raise BackboneError(f"backbone: timm has no model {architecture!r}{hint}")
         try:
             probe = timm.create_model(architecture, pretrained=False, features_only=True)
         except (RuntimeError, AttributeError) as error:
-            raise ValueError(
+            raise BackboneError(
                 f"backbone: timm cannot extract features from {architecture}: {error}"
             ) from error
         known = probe.feature_info.module_name()
         missing = [layer for layer in layers if layer not in known]
         if missing or not layers:
-            raise ValueError(
+            raise BackboneError(
                 f"layers: {architecture} has {', '.join(known)}; asked for "
                 f"{', '.join(missing) or 'none'}"
             )

@@ -43,9 +43,7 @@ def make_overlays(run: Path, top: int | None, *, progress: Progress | None = Non
     return made
 
 
-def _draw(
-    run: Path, row: dict[str, Any], scale: dict[str, Any], threshold: float | None
-) -> bool:
+def _draw(run: Path, row: dict[str, Any], scale: dict[str, Any], threshold: float | None) -> bool:
     file = overlay_path(run, row["id"])
     if file.exists():
         return True

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds a finished run against labels and lesion masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import Fov, Item, Prepared, ReadError, find_fov, fov_mask, read_image, read_mask
+from ..evaluation import PixelEvaluator, resample_map, resize_affine
+from ..evaluation.evaluate import ImageRecord, evaluate
+from ..progress import Progress
+from .folder import RunError, read_map, read_rows, read_run, replacing
+
+ASPECT_TOLERANCE = 0.01
+
+
+def check_mask(item: Item, prepared: Prepared) -> tuple[str, str] | None:
+    """Why an image's lesion mask cannot be used: it makes a failed row in an evaluation."""
+    if item.mask_path is None:
+        return None
+    try:
+        h, w = read_mask(item.mask_path).shape
+    except ReadError as error:
+        return error.status, f"its mask: {error.reason}"
+    aspect = (w / h) / (prepared.width / prepared.height)
+    if abs(aspect - 1) > ASPECT_TOLERANCE:
+        return "unsupported", (
+            f"its mask is {w} x {h}, the image {prepared.width} x {prepared.height}: another "
+            "aspect; give the mask that belongs to the image"
+        )
+    return None
+
+
+def evaluate_run(
+    run: Path,
+    items: Sequence[Item],
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    eval_size: int | None = None,
+    ap_chunk: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of a run folder against the labels and masks of its items; see ``metrics.json``.
+
+    Maps are compared with masks at the masks' resolution, healthy images at their own. What the
+    method leaves out of its field of view has the lowest score, 0.
+
+    Args:
+        run: a run folder with maps.
+        items: the data set; their ids are those of the rows.
+        n_boot, seed: of the intervals.
+        eval_size: compare on a square grid of this side instead (the papers' protocols).
+        ap_chunk: add the chunked pixel AP.
+        progress: told about the images.
+    """
+    facts = read_run(run)["model"]
+    known = {item.id: item for item in items}
+    rows = list(read_rows(run))
+    stranger = next((row["id"] for row in rows if row["id"] not in known), None)
+    if stranger is not None:
+        raise RunError(f"{run} holds {stranger!r}, which is not in this data set; score it anew")
+    thresholds = facts["thresholds"]
+    image_threshold = (thresholds.get("image") or {}).get("value")
+    pixel_threshold = (thresholds.get("pixel") or {}).get("value")
+    with_masks = any(item.mask_path is not None for item in items)
+    pixels = None
+    if with_masks and any(row["map_path"] for row in rows):
+        pixels = PixelEvaluator(pixel_threshold=pixel_threshold, eval_size=eval_size)
+    records = []
+    with (progress or Progress()).task("evaluate", len(rows), "images") as task:
+        for row in rows:
+            item = known[row["id"]]
+            records.append(
+                ImageRecord(
+                    id=item.id,
+                    score=row["score"],
+                    label=item.label,
+                    class_name=item.class_name,
+                    group=item.group,
+                    patient_id=item.patient_id,
+                )
+            )
+            if pixels is not None and row["map_path"] is not None:
+                _add_pixels(pixels, run, row, item, facts["input_spec"])
+            task.advance()
+    return evaluate(
+        records,
+        pixels,
+        image_threshold=image_threshold,
+        n_boot=n_boot,
+        seed=seed,
+        ap_chunk=ap_chunk,
+        settings={"model_id": facts["id"], "method": facts["method"], "preset": facts["preset"]},
+    )
+
+
+def save_metrics(run: Path, metrics: dict[str, Any]) -> Path:
+    """Write ``metrics.json`` into a run folder."""
+    import json
+
+    with replacing(run / "metrics.json", "w") as file:
+        json.dump(metrics, file, indent=1, allow_nan=False)
+        file.write("\n")
+    return run / "metrics.json"
+
+
+def _add_pixels(
+    pixels: PixelEvaluator, run: Path, row: dict[str, Any], item: Item, spec: dict[str, Any]
+) -> None:
+    if item.label is None or (item.label == 1 and item.mask_path is None):
+        return  # where its lesions are is not known
+    height, width = row["height"], row["width"]
+    values, affine = read_map(run, row["map_path"])
+    mask, types, shape = None, {}, (height, width)
+    if item.mask_path is not None:
+        mask = read_mask(item.mask_path)
+        shape = mask.shape
+        types = {kind: read_mask(path) for kind, path in item.mask_paths_by_type}
+        types = {kind: found for kind, found in types.items() if found.shape == shape}
+    if shape != (height, width):
+        to_mask = resize_affine((height, width), *shape)
+        affine = to_mask @ np.vstack([affine, [0, 0, 1]])
+    full = resample_map(values, affine, *shape)
+    inside = _field_of_view(row, shape, spec)
+    if inside is not None and spec["fov"] == "auto":
+        full = np.where(inside, full, np.float32(0))
+    pixels.add(item.id, full, mask, fov=inside, types=types or None, patient=item.patient_id)
+
+
+def _field_of_view(
+    row: dict[str, Any], shape: tuple[int, int], spec: dict[str, Any]
+) -> np.ndarray | None:
+    """Where scores count, at the mask's resolution; found here where the model did not look."""
+    fov = Fov.missing(row["height"], row["width"])
+    if spec["fov"] == "auto":
+        fov = Fov(row["fov_status"], row["fov_cx"], row["fov_cy"], row["fov_r"])
+    else:
+        try:
+            fov = find_fov(read_image(row["path"]))
+        except ReadError:
+            return None
+    if fov.status == "none":
+        return None
+    inside = fov_mask(fov, row["height"], row["width"], erode=spec["fov_erode"])
+    if inside.shape != shape:
+        import cv2
+
+        small = cv2.resize(
+            inside.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT
+        )
+        inside = small.astype(bool)
+    return np.asarray(inside)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by all tests: real data where there is some, and the native module where it is due."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
+
+import fundad_fast
+from fundad_fast import ops
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests without the native module would pass on the torch forms alone: never by accident."""
+    if (
+        ops.build()["native"].startswith("not built")
+        and os.environ.get("FUNDAD_REQUIRE_NATIVE") != "0"
+    ):
+        where = Path(fundad_fast.__file__).parent
+        raise pytest.UsageError(
+            f"the native module is missing from {where}: run `pip install '.[test]'` and then "
+            "`pytest` (not `python -m pytest`, which imports the source tree); "
+            "FUNDAD_REQUIRE_NATIVE=0 tests the torch forms alone"
+        )
+
+
+@pytest.fixture(scope="session")
+def packs() -> Path:
+    """The folder of real data packs that FUNDAD_DATA names."""
+    folder = os.environ.get("FUNDAD_DATA")
+    if not folder:
+        pytest.skip("FUNDAD_DATA does not name a folder of data packs")
+    return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    terminalreporter.write_line(f"{skipped} tests skipped")
