@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only file that knows Python. Integers stand for addresses; arguments were checked above us.
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "fundad/isa.h"
+#include "fundad/kcenter.h"
+#include "fundad/nearest.h"
+
+namespace py = pybind11;
+using fundad::cpu::Isa;
+using fundad::cpu::KCenter;
+using py::arg;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Size = std::int64_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+fundad::NearestArgs nearest_args(Address q, Address bank, Address center, Size m, Size n, Size d,
+                                 Size k, Address scratch, Address dist2, Address index) {
+  return {at<const float>(q),  at<const float>(bank), at<const float>(center), m, n, d, k,
+          at<double>(scratch), at<float>(dist2),      at<Size>(index)};
+}
+
+std::unique_ptr<KCenter> make_kcenter(Address x, Size n, Size d, Address z, Size p, double scale,
+                                      double slack, Address picks, Size count, Isa isa,
+                                      int threads) {
+  return std::make_unique<KCenter>(
+      fundad::cpu::KCenterInput{at<const float>(x), n, d, at<const float>(z), p, scale, slack},
+      at<const Size>(picks), count, isa, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+  m.doc() = "Operators of fundad_fast in C++. Called by fundad_fast.ops only.";
+  using no_gil = py::call_guard<py::gil_scoped_release>;
+
+  py::native_enum<Isa>(m, "Isa", "enum.IntEnum", "Instruction sets, lowest first.")
+      .value("base", Isa::base)
+#ifdef FUNDAD_X86
+      .value("avx2", Isa::avx2)
+      .value("avx512", Isa::avx512)
+#endif
+      .finalize();
+  m.def("best_isa", fundad::cpu::best_isa, "The highest set that this CPU and this build have.");
+  m.attr("compiler") = FUNDAD_COMPILER;
+#ifdef _OPENMP
+  m.attr("has_openmp") = true;
+#else
+  m.attr("has_openmp") = false;
+#endif
+
+  py::class_<KCenter>(m, "KCenter", "A greedy k-centre in progress; see fundad/kcenter.h.")
+      .def(py::init(&make_kcenter), arg("x"), arg("n"), arg("d"), arg("z"), arg("p"), arg("scale"),
+           arg("slack"), arg("picks"), arg("count"), arg("isa"), arg("threads"), no_gil())
+      .def("advance", &KCenter::advance, arg("k"), arg("threads"), no_gil())
+      .def(
+          "radius2",
+          [](KCenter& self, Address radius2, int threads) {
+            self.radius2(at<float>(radius2), threads);
+          },
+          arg("radius2"), arg("threads"), no_gil())
+      .def(
+          "picks",
+          [](const KCenter& self, Address picks) {
+            std::copy(self.picks().begin(), self.picks().end(), at<Size>(picks));
+          },
+          arg("picks"), no_gil());
+
+  m.def(
+      "nearest_cpu",
+      [](Address q, Address bank, Address center, Size m, Size n, Size d, Size k, Address scratch,
+         Address dist2, Address index, Isa isa, int threads) {
+        fundad::cpu::nearest(nearest_args(q, bank, center, m, n, d, k, scratch, dist2, index), isa,
+                             threads);
+      },
+      arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
+      arg("dist2"), arg("index"), arg("isa"), arg("threads"), no_gil());
+
+#ifdef FUNDAD_CUDA_ARCHITECTURES
+  m.attr("has_cuda") = true;
+  m.attr("cuda_architectures") = FUNDAD_CUDA_ARCHITECTURES;
+  m.def(
+      "nearest_cuda",
+      [](Address q, Address bank, Address center, Size m, Size n, Size d, Size k, Address scratch,
+         Address dist2, Address index, Address stream) {
+        fundad::cuda::nearest(nearest_args(q, bank, center, m, n, d, k, scratch, dist2, index),
+                              at<void>(stream));
+      },
+      arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
+      arg("dist2"), arg("index"), arg("stream"), no_gil());
+#else
+  m.attr("has_cuda") = false;
+  m.attr("cuda_architectures") = "";
+#endif
+}

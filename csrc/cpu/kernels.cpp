@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once per instruction set; CMake gives FUNDAD_ISA and the flags. Only -inl.h files and
+// plain declarations may be included here: see vec-inl.h for the reason.
+#include "kernels.h"
+
+#include "kcenter-inl.h"
+#include "nearest-inl.h"
+
+namespace fundad::cpu::FUNDAD_ISA {
+extern const Kernels table;
+const Kernels table{kcenter_candidates, kcenter_apply, nearest_begin, nearest_pack, nearest_search};
+}  // namespace fundad::cpu::FUNDAD_ISA

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is compiled once per instruction set, and the views that it works on.
+#pragma once
+#include <cstdint>
+
+#include "fundad/isa.h"
+#include "fundad/nearest.h"
+
+namespace fundad::cpu {
+
+constexpr std::int64_t kLeafRows = 64;   // rows of a leaf of the k-centre tree
+constexpr std::int64_t kPickBlock = 32;  // picks tested against a ball at a time
+constexpr std::int64_t kTileRows = 64;   // rows of a packed tile of a bank
+constexpr std::int64_t kQueryGroup = 6;  // queries multiplied with a tile at a time
+
+// A packed tile: d rows of kTileRows floats (a coordinate of each bank row, around the centre),
+// then kTileRows half squared norms, then the largest norm, padded to a cache line.
+static inline std::int64_t tile_floats(std::int64_t d) { return (d + 1) * kTileRows + 16; }
+
+// A packed query: d floats (centre minus query), then its norm, which is NaN if it is not finite.
+static inline std::int64_t query_floats(std::int64_t d) { return d + 1; }
+
+struct Near {
+  float dist2;        // from a pick to the centre of a leaf, in the short picture
+  std::int32_t pick;  // its number in the order of picks
+};
+
+// The state of a greedy k-centre. Row r of leaf l is slot l * kLeafRows + r; a slot without a row
+// has reach2 < 0 and limit2 < 0, and so has a picked row: it can neither win nor be lowered.
+struct KCenterView {
+  const float* x;
+  std::int64_t d, p;
+  double scale, slack;
+  const float* z;           // [leaves][p+1][kLeafRows]
+  const float* center;      // [leaves][p+1]
+  const float* ball;        // [leaves] radius around the centre, in the short picture
+  const std::int64_t* row;  // [slots]
+  double* reach2;           // [slots] squared distance to the nearest pick applied so far
+  float* limit2;            // [slots] a pick at least this far in the short picture changes nothing
+  double* top2;             // [leaves] the largest reach2
+  std::int64_t* top_slot;   // [leaves] the slot that has it; the lowest row among equals
+  const float* pick_z;      // [pick blocks][p+1][kPickBlock]
+  const std::int64_t* pick_row;
+};
+
+struct Kernels {
+  // Picks [from, to) that may lower a row of a leaf, unsorted; returns how many.
+  std::int64_t (*kcenter_candidates)(const KCenterView&, std::int64_t leaf, std::int64_t from,
+                                     std::int64_t to, Near* out);
+  // Applies candidates, nearest first, to a leaf, and finds its farthest row again.
+  void (*kcenter_apply)(const KCenterView&, std::int64_t leaf, const Near* sorted,
+                        std::int64_t count);
+  // Packs queries [lo, hi) and empties their results.
+  void (*nearest_begin)(const NearestArgs&, std::int64_t lo, std::int64_t hi, float* queries);
+  // Packs bank rows [first, first + kTileRows).
+  void (*nearest_pack)(const NearestArgs&, std::int64_t first, float* tile);
+  // Searches packed tiles, the first of which starts at bank row `first`, for queries [lo, hi).
+  void (*nearest_search)(const NearestArgs&, const float* queries, std::int64_t lo, std::int64_t hi,
+                         const float* tiles, std::int64_t first, std::int64_t tile_count);
+};
+
+const Kernels& kernels(Isa isa);
+
+}  // namespace fundad::cpu
