@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: fit, score, eval, report, demo, info.
+
+Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable input.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..progress import progress
+from .options import (
+    BatchSize,
+    Config,
+    Device,
+    Megapixels,
+    Model,
+    Overlays,
+    Overwrite,
+    Preset,
+    ProgressOption,
+    Seed,
+    Settings,
+    Show,
+    Strict,
+    TargetFpr,
+    Threads,
+    UsageError,
+    Weights,
+    from_stdin,
+    how_many,
+)
+from .steps import (
+    compare_with_truth,
+    demo_detector,
+    discover,
+    fresh,
+    make_detector,
+    print_fitted,
+    print_plan,
+    print_settings,
+    replace_model,
+    score_into,
+    told,
+    use_threads,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Finds what is abnormal in medical images, having learned from healthy ones only.",
+)
+
+
+@app.command()
+def fit(
+    data: Annotated[list[str], typer.Argument(help="Healthy images: folder, manifest, glob.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
+    method: Annotated[str | None, typer.Option("--method", "-m", help="resad, patchcore")] = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    config: Config = None,
+    weights: Weights = None,
+    seed: Seed = None,
+    folds: Annotated[int, typer.Option(min=0, help="Parts held out for the thresholds.")] = 5,
+    target_fpr: TargetFpr = 0.05,
+    threads: Threads = None,
+    batch_size: BatchSize = 4,
+    device: Device = None,
+    max_megapixels: Megapixels = 200.0,
+    show: ProgressOption = Show.auto,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what it would need, and stop.")] = False,
+) -> None:
+    """Learn from healthy images and write a model. A killed fit goes on when called again."""
+    with told():
+        if output.exists() and not overwrite and not dry_run:
+            raise UsageError(f"{output} exists; give another -o, or --overwrite")
+        dataset = discover(data)
+        detector = make_detector(
+            method,
+            preset,
+            settings,
+            config,
+            weights,
+            seed,
+            folds=folds,
+            target_fpr=target_fpr,
+            threads=use_threads(threads),
+            batch_size=batch_size,
+            device=device,
+            max_megapixels=max_megapixels,
+            progress=progress(show),
+        )
+        print(dataset.describe())
+        if dry_run:
+            print_plan(detector, dataset)
+            return
+        scratch = output.with_name(f".{output.name}.work")
+        began = time.monotonic()
+        detector.fit(dataset, scratch=scratch)
+        replace_model(detector, output)
+        shutil.rmtree(scratch)
+        print_fitted(detector, output, time.monotonic() - began)
+        if strict and detector.failures_:
+            raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Folder, file, manifest, glob, or - for a list on standard input."),
+    ],
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
+    null: Annotated[bool, typer.Option("-0", help="The list on standard input ends in NULs.")] = (
+        False
+    ),
+    maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
+    overlays: Overlays = "100",
+    threads: Threads = None,
+    batch_size: BatchSize = 4,
+    device: Device = None,
+    max_megapixels: Megapixels = 200.0,
+    show: ProgressOption = Show.auto,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
+) -> None:
+    """Score images into a run folder. A killed run goes on when called again."""
+    with told():
+        top = how_many(overlays)
+        source = from_stdin(null) if inputs == ["-"] else inputs
+        dataset = discover(source)
+        print(dataset.describe())
+        if dry_run:
+            print(f"would score {len(dataset.items)} images into {output}")
+            return
+        score_into(
+            model,
+            dataset,
+            dataset.items,
+            output,
+            kind="score",
+            top=top,
+            maps=maps,
+            threads=threads,
+            batch_size=batch_size,
+            device=device,
+            max_megapixels=max_megapixels,
+            shown=progress(show),
+            strict=strict,
+            overwrite=overwrite,
+        )
+
+
+@app.command(name="eval")
+def evaluate(
+    data: Annotated[list[str], typer.Argument(help="Labelled images: folder or manifest.")],
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
+    overlays: Overlays = "100",
+    intervals: Annotated[
+        int, typer.Option(min=0, help="Bootstrap resamples for 95 % intervals; 0 for none.")
+    ] = 1000,
+    eval_size: Annotated[
+        int | None, typer.Option(min=16, help="Compare maps and masks at this square size.")
+    ] = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    batch_size: BatchSize = 4,
+    device: Device = None,
+    max_megapixels: Megapixels = 200.0,
+    show: ProgressOption = Show.auto,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
+    with told():
+        top = how_many(overlays)
+        dataset = discover(data)
+        print(dataset.describe())
+        items = dataset.select(split="test") or dataset.items
+        if all(item.label is None for item in items):
+            raise UsageError(
+                f"nothing is labelled in {dataset.root}: use test/good and test/<class> folders, "
+                "or a manifest with a label column"
+            )
+        shown = progress(show)
+        failed = score_into(
+            model,
+            dataset,
+            items,
+            output,
+            kind="eval",
+            top=top,
+            maps=True,
+            threads=threads,
+            batch_size=batch_size,
+            device=device,
+            max_megapixels=max_megapixels,
+            shown=shown,
+            strict=False,
+            overwrite=overwrite,
+        )
+        compare_with_truth(output, items, intervals, eval_size, seed or 0, shown)
+        if strict and failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path(
+        "fundad-demo"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Your own folder, with healthy and labelled images.")
+    ] = None,
+    weights: Weights = None,
+    threads: Threads = None,
+    show: ProgressOption = Show.auto,
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole way once: images, fit, scores, metrics, pictures; under three minutes."""
+    with told():
+        from ..demo import make_cohort
+
+        fresh(output, overwrite)
+        began = time.monotonic()
+        if data is None:
+            print("making a cohort from one real fundus photograph (scikit-image's retina) ...")
+            make_cohort(output / "data")
+            data = output / "data"
+        dataset = discover([str(data)])
+        print(dataset.describe())
+        shown = progress(show)
+        options = {"threads": use_threads(threads), "progress": shown}
+        detector = demo_detector(weights, options)
+        detector.fit(dataset)
+        detector.save(output / "model")
+        items = dataset.select(split="test") or dataset.items
+        score_into(
+            output / "model",
+            dataset,
+            items,
+            output / "run",
+            kind="eval",
+            top=100,
+            maps=True,
+            threads=threads,
+            batch_size=4,
+            device=None,
+            max_megapixels=200.0,
+            shown=shown,
+            strict=False,
+            overwrite=False,
+        )
+        if any(item.label is not None for item in items):
+            compare_with_truth(output / "run", items, 1000, None, 0, shown)
+        print(f"done in {time.monotonic() - began:.0f} s; look at")
+        for what in ("data", "model", "run/overlays", "run/metrics.json", "run/scores"):
+            if (output / what).exists():
+                print(f"  {output / what}")
+
+
+@app.command()
+def info(
+    settings: Annotated[
+        str | None, typer.Option(help="List the settings of this method and their sources.")
+    ] = None,
+) -> None:
+    """What is installed and in force: build, instruction sets, backends, versions, weights."""
+    with told():
+        if settings is not None:
+            print_settings(settings)
+            return
+        from .. import ops
+        from ..backbones import cached_file
+        from ..bundle import environment
+
+        print("versions")
+        for name, value in environment().items():
+            print(f"  {name} {value}")
+        status = ops.status()
+        print("build")
+        build: Any = status["build"]
+        for name, value in build.items():
+            print(f"  {name}: {value}")
+        print("operators (backend in use, and why not the ones before it)")
+        choices: Any = status["ops"]
+        for choice in choices:
+            refusals = "; ".join(f"{name}: {why}" for name, why in choice.refusals.items())
+            refusals = f"   ({refusals})" if refusals else ""
+            print(f"  {choice.op} on {choice.device}: {choice.chosen}{refusals}")
+        print("pretrained weights in the local cache")
+        for name in ("wide_resnet50_2.tv_in1k", "resnet18.tv_in1k"):
+            found = cached_file(name)
+            print(f"  {name}: {found or 'none; give --weights FILE.safetensors when offline'}")
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that commands share, and how their texts are understood."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class UsageError(Exception):
+    """A call that cannot be carried out as it was given."""
+
+
+class Show(StrEnum):
+    auto = "auto"
+    none = "none"
+    json = "json"
+
+
+Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at a time.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")]
+Megapixels = Annotated[
+    float, typer.Option(min=0.01, help="Larger images are refused (too_large) before decoding.")
+]
+ProgressOption = Annotated[Show, typer.Option("--progress", help="On standard error.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when any input failed.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Backbone weights: FILE.safetensors, or 'untrained'; default: timm's."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated."),
+]
+Preset = Annotated[str | None, typer.Option(help="paper, default or quick.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file with method, preset, weights and settings.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+TargetFpr = Annotated[
+    float, typer.Option(help="Share of healthy images that may be called abnormal.")
+]
+Overlays = Annotated[
+    str, typer.Option(help="Overlays to draw, worst first: a number, all or none.")
+]
+
+
+def from_stdin(null: bool) -> list[str]:
+    raw = sys.stdin.buffer.read()
+    names = [name for name in raw.split(b"\0" if null else b"\n") if name]
+    if not names:
+        raise UsageError("the list on standard input is empty")
+    return [name.decode("utf-8", "surrogateescape") for name in names]
+
+
+def how_many(overlays: str) -> int | None:
+    if overlays == "all":
+        return None
+    if overlays == "none":
+        return 0
+    if not overlays.isdecimal():
+        raise UsageError(f"--overlays {overlays}: use a number, all or none")
+    return int(overlays)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
+    known = {"method", "preset", "weights", "settings"}
+    if not isinstance(said, dict) or set(said) - known:
+        raise UsageError(f"--config {path}: want {', '.join(sorted(known))}, got {said!r:.80}")
+    return said
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: want KEY=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(value, str) and "," in value:
+            value = [part.strip() for part in value.split(",")]
+        elif key in ("layers", "combination") and isinstance(value, str):
+            value = [value]
+        found[key] = value
+    return found

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands are made of: discover, fit, run, compare, print."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..progress import Progress
+from .options import UsageError, parse_settings, read_config
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..detector import Detector
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors that a user can act on become one line and exit code 2."""
+    from ..backbones import BackboneError
+    from ..bundle import BundleError
+    from ..data import DataError
+    from ..methods import ConfigError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (UsageError, DataError, ConfigError, BackboneError, BundleError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        from ..archive.folder import RunError
+
+        if not isinstance(error, RunError):
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"fundad: {error}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def use_threads(threads: int | None) -> int | None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return threads
+
+
+def discover(source: list[str]) -> Dataset:
+    from ..data import discover
+
+    return discover(source[0] if len(source) == 1 else source)
+
+
+def fresh(output: Path, overwrite: bool) -> None:
+    if output.exists():
+        if not overwrite:
+            raise UsageError(f"{output} exists; give another -o, or --overwrite")
+        shutil.rmtree(output)
+
+
+def make_detector(
+    method: str | None,
+    preset: str | None,
+    settings: list[str] | None,
+    config: Path | None,
+    weights: str | None,
+    seed: int | None,
+    **options: Any,
+) -> Detector:
+    from ..detector import DETECTORS
+
+    said = read_config(config) if config else {}
+    name = method or said.get("method", "resad")
+    if name not in DETECTORS:
+        raise UsageError(f"no method {name!r}; there are {', '.join(DETECTORS)}")
+    values = {**said.get("settings", {}), **parse_settings(settings or [])}
+    if seed is not None:
+        values["seed"] = seed
+    reserved = set(options) & set(values)
+    if reserved:
+        raise UsageError(f"{', '.join(sorted(reserved))} is an option of its own, not for --set")
+    return DETECTORS[name](
+        preset or said.get("preset", "default"),
+        weights=weights or said.get("weights"),
+        **options,
+        **values,
+    )
+
+
+def print_plan(detector: Detector, dataset: Dataset) -> None:
+    plan = detector.plan(dataset)
+    for line in plan.lines:
+        print(line)
+    print(f"memory  about {_size(plan.memory)}")
+    print(f"disk    about {_size(plan.disk)} while fitting, {_size(plan.bundle)} for the model")
+    print(f"time    about {plan.seconds:.0f} s on this machine (a rough estimate)")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def replace_model(detector: Detector, output: Path) -> None:
+    """Save the model; an old one gives way only when the new one is complete."""
+    if not output.exists():
+        detector.save(output)
+        return
+    new = output.with_name(f".{output.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    detector.save(new)
+    old = output.with_name(f".{output.name}.old")
+    output.rename(old)
+    new.rename(output)
+    shutil.rmtree(old)
+
+
+def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
+    bundle = detector.bundle_
+    assert bundle is not None
+    for failure in list(detector.failures_.values())[:10]:
+        print(f"left out {failure.item.id}: {failure.status}, {failure.error}")
+    if len(detector.failures_) > 10:
+        print(f"left out {len(detector.failures_) - 10} more")
+    facts = getattr(bundle.method, "facts", {})
+    backbone = facts.get("backbone", {})
+    if backbone.get("source") == "untrained":
+        print("the backbone is untrained (random weights): scores mean little")
+    print(
+        f"{bundle.method.name} ({bundle.preset}) fitted on {bundle.trained_on['images']} images "
+        f"in {seconds:.1f} s: {facts.get('bank_rows')} of {facts.get('rows')} rows kept"
+    )
+    for kind, fact in bundle.thresholds.items():
+        if fact is None:
+            print(f"no {kind} threshold: nothing was held out")
+        else:
+            print(f"{kind} threshold {fact['value']:.5g}: {fact['rule']}")
+    print(f"model {bundle.id} written to {output}")
+
+
+def score_into(
+    model: Path,
+    dataset: Dataset,
+    items: Any,
+    output: Path,
+    *,
+    kind: str,
+    top: int | None,
+    maps: bool,
+    threads: int | None,
+    batch_size: int,
+    device: str | None,
+    max_megapixels: float,
+    shown: Progress,
+    strict: bool,
+    overwrite: bool,
+) -> int:
+    """Score into a run folder and draw overlays; returns the number of failed rows."""
+    from ..archive.pictures import make_overlays
+    from ..archive.run import ScoreOptions, score_run
+    from ..archive.truth import check_mask
+    from ..detector import load
+
+    if overwrite:
+        fresh(output, overwrite)
+    detector = load(model, device=device)
+    assert detector.bundle_ is not None
+    options = ScoreOptions(batch_size, use_threads(threads), max_megapixels, maps)
+    began = time.monotonic()
+    counts = score_run(
+        detector.bundle_,
+        dataset,
+        items,
+        output,
+        kind=kind,
+        options=options,
+        check=check_mask if kind == "eval" else None,
+        progress=shown,
+    )
+    seconds = time.monotonic() - began
+    if maps and top != 0:
+        make_overlays(output, top, progress=shown)
+    said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    print(f"{sum(counts.values())} rows in {output} ({said}) after {seconds:.1f} s")
+    failed = sum(counts.values()) - counts.get("ok", 0)
+    if failed:
+        print(f"{failed} inputs failed; the reasons are in {output / 'failed.csv'}")
+    if strict and failed:
+        raise typer.Exit(1)
+    return failed
+
+
+def compare_with_truth(
+    run: Path, items: Any, intervals: int, eval_size: int | None, seed: int, shown: Progress
+) -> None:
+    from ..archive.truth import evaluate_run, save_metrics
+    from ..evaluation.evaluate import markdown_table
+
+    metrics = evaluate_run(
+        run, items, n_boot=intervals, seed=seed, eval_size=eval_size, progress=shown
+    )
+    file = save_metrics(run, metrics)
+    print()
+    print(markdown_table(metrics))
+    print(f"metrics with their definitions: {file}")
+
+
+def demo_detector(weights: str | None, options: dict[str, Any]) -> Detector:
+    from ..backbones import WeightsError, load_backbone
+    from ..detector import ReSAD
+
+    detector = ReSAD("quick", weights=weights, **options)
+    config: Any = detector.config
+    try:
+        load_backbone(config.backbone, config.layers, weights)
+    except WeightsError as error:
+        if weights is not None:
+            raise
+        print(f"using an untrained backbone, so scores mean little: {error}")
+        detector = ReSAD("quick", weights="untrained", **options)
+    return detector
+
+
+def print_settings(name: str) -> None:
+    from ..methods import METHODS
+
+    if name not in METHODS:
+        raise UsageError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    method = METHODS[name]
+    for key, field in method.Config.model_fields.items():
+        print(f"{key} = {field.default!r}\n    {field.description}")
+    for preset, values in method.presets.items():
+        changed = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        print(f"preset {preset}: {changed or 'the values above'}")
