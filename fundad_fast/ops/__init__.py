@@ -3,6 +3,9 @@
 
 from . import _adapt
 from ._registry import OPS, Choice, choices
+from .distance_filter import distance_filter
+from .poisson_blend import poisson_blend
+from .self_attention import self_attention
 
 build = _adapt.build
 
@@ -11,6 +14,9 @@ __all__ = [
     "Choice",
     "build",
     "choices",
+    "distance_filter",
+    "poisson_blend",
+    "self_attention",
     "status",
 ]
 
