@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files and arrays to prepared images: discovery, readers, field of view, loading, folds.
+
+The names are loaded when first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fundad_fast.data.arrays import ArraySource
+    from fundad_fast.data.census import InputCensus, inspect_inputs
+    from fundad_fast.data.folds import assign_folds
+    from fundad_fast.data.fundus import Fov, find_fov, fov_mask
+    from fundad_fast.data.items import STATUSES, DataError, Dataset, Item, ReadError, Status, show
+    from fundad_fast.data.layouts import discover
+    from fundad_fast.data.loader import BatchStream, Chunk, Failure, Loader
+    from fundad_fast.data.preparation import Prepared, prepare
+    from fundad_fast.data.readers import read_image, read_mask
+    from fundad_fast.data.resizing import resize
+    from fundad_fast.data.spec import InputSpec
+
+__all__ = [
+    "STATUSES",
+    "ArraySource",
+    "BatchStream",
+    "Chunk",
+    "DataError",
+    "Dataset",
+    "Failure",
+    "Fov",
+    "InputCensus",
+    "InputSpec",
+    "Item",
+    "Loader",
+    "Prepared",
+    "ReadError",
+    "Status",
+    "assign_folds",
+    "discover",
+    "find_fov",
+    "fov_mask",
+    "inspect_inputs",
+    "prepare",
+    "read_image",
+    "read_mask",
+    "resize",
+    "show",
+]
+
+_MODULE_OF = {
+    "STATUSES": "items",
+    "ArraySource": "arrays",
+    "BatchStream": "loader",
+    "Chunk": "loader",
+    "DataError": "items",
+    "Dataset": "items",
+    "Failure": "loader",
+    "Fov": "fundus",
+    "InputCensus": "census",
+    "InputSpec": "spec",
+    "Item": "items",
+    "Loader": "loader",
+    "Prepared": "preparation",
+    "ReadError": "items",
+    "Status": "items",
+    "assign_folds": "folds",
+    "discover": "layouts",
+    "find_fov": "fundus",
+    "fov_mask": "fundus",
+    "inspect_inputs": "census",
+    "prepare": "preparation",
+    "read_image": "readers",
+    "read_mask": "readers",
+    "resize": "resizing",
+    "show": "items",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rest of the package is told of input: items, data sets, the two kinds of error."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Status = Literal[
+    "ok",
+    "no_fov",
+    "low_quality",
+    "unreadable",
+    "unsupported",
+    "too_large",
+    "too_small",
+    "non_finite",
+    "changed",
+    "failed",
+]
+STATUSES: tuple[str, ...] = get_args(Status)
+
+SPLITS = ("train", "val", "test")
+
+
+class DataError(ValueError):
+    """Input that is unusable as a whole; the message is one line that says what to do."""
+
+
+class ReadError(Exception):
+    """One image that cannot be used; it becomes a row with this status and reason.
+
+    Attributes:
+        status: one of :data:`STATUSES`.
+        reason: one line, without the path (the row has it).
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status: Status = status
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ReadError], tuple[str, str]]:
+        return (type(self), (self.status, self.reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image and what is known of it.
+
+    Attributes:
+        id: unique within a data set; the manifest's, else the path relative to the root. Always
+            valid Unicode.
+        path: the file; empty for an image that lies in memory. Bytes that are not UTF-8 are kept
+            as surrogates, so that the file opens.
+        label: 0 healthy, 1 abnormal, ``None`` unknown.
+        class_name: such as ``good`` or ``dr``.
+        split: ``train``, ``val``, ``test`` or ``None``.
+        mask_path: lesion mask, all types together.
+        patient_id, laterality, group: as the manifest gives them.
+        mask_paths_by_type: pairs (lesion type, mask file), sorted by type.
+    """
+
+    id: str
+    path: str
+    label: int | None = None
+    class_name: str | None = None
+    split: str | None = None
+    mask_path: str | None = None
+    patient_id: str | None = None
+    laterality: str | None = None
+    group: str | None = None
+    mask_paths_by_type: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was found under a source.
+
+    Attributes:
+        items: in order of id; those of a manifest or a list in its own order.
+        layout: name of the layout that was recognised.
+        root: the folder that ids and relative paths start from.
+        ignored: how many files are neither images, masks nor the manifest.
+        notes: what the user should know, one line each.
+    """
+
+    items: tuple[Item, ...]
+    layout: str
+    root: str
+    ignored: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def select(self, split: str | None = None, label: int | None = None) -> tuple[Item, ...]:
+        """The items of one split, of one label, or of both; ``None`` does not restrict."""
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        return tuple(
+            item
+            for item in self.items
+            if (split is None or item.split == split) and (label is None or item.label == label)
+        )
+
+    def healthy_for_fit(self) -> tuple[Item, ...]:
+        """The images to learn from: labelled healthy, of the split ``train`` where splits exist.
+
+        Where nothing is labelled, all images (of that split) count as healthy: the user says so by
+        fitting on them.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        where, pool = f"{show(self.root)} (layout {self.layout})", self.items
+        if any(item.split is not None for item in pool):
+            pool = tuple(item for item in pool if item.split == "train")
+            where += ", split train"
+            if not pool:
+                raise DataError(
+                    f"no images in the split train of {where}: healthy images to learn from belong "
+                    "in train/good, or have split=train in the manifest"
+                )
+        if all(item.label is None for item in pool):
+            return pool
+        healthy = tuple(item for item in pool if item.label == 0)
+        if not healthy:
+            raise DataError(
+                f"no healthy images among the {len(pool)} of {where}: put them in a folder named "
+                "good, normal or healthy, or give them label 0 in a manifest"
+            )
+        return healthy
+
+    def describe(self) -> str:
+        """What was understood, in a few lines: counts by split and class, masks, notes."""
+        lines = [f"{show(self.root)}: {_count(len(self.items), 'image')}, layout {self.layout}"]
+        for split in (*SPLITS, None):
+            items = [item for item in self.items if item.split == split]
+            if items:
+                lines.append(f"  {split or 'no split'}: {_describe_split(items)}")
+        if self.ignored:
+            lines.append(f"  ignored: {_count(self.ignored, 'other file')}")
+        lines.extend(f"  note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def item_id(path: str) -> str:
+    """A path as an id: bytes that are not UTF-8 are written as escapes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path
+
+
+def show(text: object, limit: int = 200) -> str:
+    """Text, most often a path, as it may stand in a one-line message: control characters and
+    undecodable bytes escaped, the middle left out where longer than ``limit``."""
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+    if len(line) > limit:
+        line = f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
+    return line
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _describe_split(items: list[Item]) -> str:
+    classes = Counter((item.label, item.class_name) for item in items)
+    words = {0: "healthy", 1: "abnormal", None: "unlabelled"}
+    parts = [
+        f"{n} {words[label]}" + (f" ({show(name)})" if name is not None else "")
+        for (label, name), n in sorted(classes.items(), key=lambda kv: _class_order(kv[0]))
+    ]
+    masks = sum(item.mask_path is not None for item in items)
+    if masks:
+        parts.append(_count(masks, "mask"))
+    types = Counter(kind for item in items for kind, _ in item.mask_paths_by_type)
+    if types:
+        by_type = " ".join(f"{show(kind)} {n}" for kind, n in sorted(types.items()))
+        parts.append(f"masks by type: {by_type}")
+    return ", ".join(parts)
+
+
+def _class_order(key: tuple[int | None, str | None]) -> tuple[int, str]:
+    label, name = key
+    return (2 if label is None else label, name or "")

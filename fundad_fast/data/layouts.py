@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns a folder, a file, a manifest, a pattern or a list of paths into a data set."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fundad_fast.data.folders import dataset_of_folder
+from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
+from fundad_fast.data.listing import is_image_file
+from fundad_fast.data.manifest import is_manifest, read_manifest
+from fundad_fast.data.naming import is_mask_folder
+
+_MAGIC_CHARACTERS = "*?["
+
+
+def discover(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, recursive: bool = True
+) -> Dataset:
+    """Find the images that a source names, and what is known of them.
+
+    Args:
+        source: a folder in one of the layouts below, an image, a manifest (``.csv``, ``.tsv``,
+            ``.parquet``), a pattern such as ``"archive/**/*.png"``, or a list of image files.
+
+            * ``mvtec``, ``visa``, ``bmad``, ``imagefolder``: ``train|val|test/<class>/…``, with
+              masks in ``ground_truth/<class>``, ``ground_truth_by_type/<type>`` or beside the
+              images' folder.
+            * ``classes``: a folder for each class, one of them named as healthy, and masks in
+              ``mask/``.
+            * ``folder``: images in any folders, without labels.
+            * A ``manifest.csv`` or ``manifest.parquet`` at a folder's root says more than the
+              folders and is used instead.
+
+            Folders named good, normal, healthy (or no_dr, 0_normal, or 0 among numbers) hold
+            healthy images.
+        recursive: look into the folders of a folder.
+
+    Returns:
+        The data set. Its items are in order of id, those of a manifest or list in its own order.
+
+    Raises:
+        DataError: nothing is there, no image is found, ids are not unique, a manifest is wrong, or
+            the folder holds several data sets.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return _unique(_dataset_of_list(source))
+    path = os.path.expanduser(os.fspath(source))
+    if os.path.isdir(path):
+        return _unique(dataset_of_folder(path, recursive=recursive))
+    if os.path.lexists(path):
+        return _unique(read_manifest(path) if is_manifest(path) else _dataset_of_file(path))
+    if any(character in path for character in _MAGIC_CHARACTERS):
+        return _unique(_dataset_of_pattern(path))
+    raise DataError(f"{show(path)} does not exist{_near_miss(path)}")
+
+
+def _dataset_of_list(paths: Sequence[str | os.PathLike[str]]) -> Dataset:
+    wrong = next((p for p in paths if not isinstance(p, str | os.PathLike)), None)
+    if wrong is not None:
+        raise DataError(f"a list of paths holds {type(wrong).__name__}: give strings or Paths")
+    if len(paths) == 0:
+        raise DataError("the list of images is empty")
+    names = [os.fspath(path) for path in paths]
+    items = tuple(Item(item_id(name), os.path.expanduser(name)) for name in names)
+    return Dataset(items, "list", os.getcwd())
+
+
+def _dataset_of_file(path: str) -> Dataset:
+    if os.path.exists(path) and not is_image_file(path):
+        raise DataError(
+            f"{show(path)} is neither an image nor a manifest (.csv, .tsv, .parquet): give a "
+            "folder, an image or a manifest"
+        )
+    folder, name = os.path.split(path)
+    return Dataset((Item(item_id(name), path),), "file", folder or os.curdir)
+
+
+def _dataset_of_pattern(pattern: str) -> Dataset:
+    parts = Path(pattern).parts
+    fixed = []
+    for part in parts[:-1]:
+        if any(character in part for character in _MAGIC_CHARACTERS):
+            break
+        fixed.append(part)
+    root = os.path.join(*fixed) if fixed else os.curdir
+    found = sorted(p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p))
+    images, masks = [], 0
+    for path in found:
+        relative = Path(os.path.relpath(path, root)).as_posix()
+        if any(is_mask_folder(part) for part in relative.split("/")[:-1]):
+            masks += 1
+        elif is_image_file(path):
+            images.append(Item(item_id(relative), path))
+    if not images:
+        raise DataError(
+            f"the pattern {show(pattern)} matches no image"
+            + (f" among {len(found)} files" if found else "")
+            + "; ** stands for folders of any depth, as in 'archive/**/*.png'"
+        )
+    notes = (f"{masks} files in folders of masks are not taken for images",) if masks else ()
+    images.sort(key=lambda item: item.id)
+    return Dataset(tuple(images), "glob", root, len(found) - len(images) - masks, notes)
+
+
+def _unique(dataset: Dataset) -> Dataset:
+    seen: dict[str, Item] = {}
+    for item in dataset.items:
+        other = seen.setdefault(item.id, item)
+        if other is not item:
+            what = "is listed twice" if item.path == other.path else "names two images"
+            raise DataError(
+                f"the id {show(item.id)} {what} ({show(other.path)} and {show(item.path)}): ids "
+                "must be unique; remove one, or give the manifest an id column"
+            )
+    return dataset
+
+
+def _near_miss(path: str) -> str:
+    """A hint at names that are like the missing one."""
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    while folder and not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder, name = os.path.split(folder)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(show(os.path.join(folder, n)) for n in close)}?"
+    return f"; the folder {show(folder)} has no {show(name)}"

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and prepares images ahead of the model, in order, with every failure on record."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from fundad_fast.batch import Batch
+from fundad_fast.data.items import Item, ReadError, Status
+from fundad_fast.data.preparation import Prepared, prepare
+from fundad_fast.data.readers import PixelBuffer, read_image
+
+if TYPE_CHECKING:
+    from fundad_fast.data.spec import InputSpec
+
+
+class Source(Protocol):
+    """Where a loader's pixels come from: files, or arrays in memory."""
+
+    items: tuple[Item, ...]
+    any_depth: bool
+
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray:
+        """The pixels ``[h, w, c]`` of item ``index``, valid until this thread's next call."""
+        ...
+
+
+class FileSource:
+    """Items whose pixels lie in files."""
+
+    any_depth = False
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        self._local = threading.local()
+
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray:
+        """See :class:`Source`; raises ReadError."""
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = PixelBuffer()
+        return read_image(
+            self.items[index].path,
+            max_megapixels=max_megapixels,
+            first_page=spec.pages == "first",
+            buffer=buffer,
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that could not be used.
+
+    Attributes:
+        item: which.
+        status: one of ``STATUSES``.
+        error: the reason, one line.
+    """
+
+    item: Item
+    status: Status
+    error: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of consecutive items, prepared.
+
+    Attributes:
+        items: those that could be used, in order; as many as ``batch`` has images.
+        prepared: their images, masks and geometry. ``image`` and ``mask`` are views of the batch.
+        batch: the same stacked; of length 0 when every item failed.
+        failures: the others, in order.
+        ms_read: per item of ``items``, milliseconds of reading and preparing.
+    """
+
+    items: tuple[Item, ...]
+    prepared: tuple[Prepared, ...]
+    batch: Batch
+    failures: tuple[Failure, ...]
+    ms_read: tuple[float, ...]
+
+    def __len__(self) -> int:
+        """How many items went in, failures included."""
+        return len(self.items) + len(self.failures)
+
+
+class Loader:
+    """Reads and prepares items with a pool of threads; iterating it again starts again.
+
+    The order is that of the items for any number of threads. At most two batches (or a batch and
+    two images per thread) are held in memory. Leaving a loop early, or an interrupt, ends the
+    threads after the image each is at.
+
+    Args:
+        source: items whose files are read, or an :class:`ArraySource`.
+        spec: the model's input specification.
+        batch_size: items per chunk, failures included.
+        threads: how many images are read at a time; by default the processors of this process.
+        max_megapixels: images with more are refused as ``too_large`` before they are decoded.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[Item] | Source,
+        spec: InputSpec,
+        *,
+        batch_size: int = 8,
+        threads: int | None = None,
+        max_megapixels: float = 200.0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1; got {threads}")
+        if not max_megapixels > 0:
+            raise ValueError(f"max_megapixels must be above 0; got {max_megapixels}")
+        self.source: Source = FileSource(source) if isinstance(source, Sequence) else source
+        self.spec = spec
+        self.batch_size = batch_size
+        self.threads = threads or _processors()
+        self.max_megapixels = max_megapixels
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All items, in order."""
+        return self.source.items
+
+    def __len__(self) -> int:
+        """How many chunks there will be."""
+        return -(-len(self.items) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        total = len(self.items)
+        ahead = self.batch_size + max(self.batch_size, 2 * self.threads)
+        with _pool(min(self.threads, max(total, 1))) as pool:
+            pending: deque[Future[_Result]] = deque()
+            submitted = 0
+            for start in range(0, total, self.batch_size):
+                results: list[_Result] = []
+                for _ in range(start, min(start + self.batch_size, total)):
+                    while submitted < total and len(pending) < ahead - len(results):
+                        pending.append(pool.submit(self._load, submitted))
+                        submitted += 1
+                    results.append(pending.popleft().result())
+                yield self._chunk(results)
+
+    def _load(self, index: int) -> _Result:
+        started = time.perf_counter()
+        result = _Result(self.items[index])
+        try:
+            pixels = self.source.read(index, self.spec, self.max_megapixels)
+            result.prepared = prepare(pixels, self.spec, any_depth=self.source.any_depth)
+        except ReadError as error:
+            result.failure = Failure(result.item, error.status, error.reason)
+        except MemoryError:
+            result.failure = Failure(result.item, "failed", "not enough memory for this image")
+        result.ms = (time.perf_counter() - started) * 1000
+        return result
+
+    def _chunk(self, results: list[_Result]) -> Chunk:
+        good = [(r.item, r.prepared, r.ms) for r in results if r.prepared is not None]
+        items = tuple(item for item, _, _ in good)
+        batch = _stack(items, [p for _, p, _ in good], self.spec)
+        return Chunk(
+            items=items,
+            prepared=tuple(
+                replace(p, image=batch.image[i], mask=None if batch.mask is None else batch.mask[i])
+                for i, (_, p, _) in enumerate(good)
+            ),
+            batch=batch,
+            failures=tuple(r.failure for r in results if r.failure is not None),
+            ms_read=tuple(ms for _, _, ms in good),
+        )
+
+
+class BatchStream:
+    """The batches of a loader for ``fit``: walkable again, without empty ones.
+
+    Attributes:
+        failures: by item id, those of all walks so far.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.failures: dict[str, Failure] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        for chunk in self.loader:
+            self.failures.update({failure.item.id: failure for failure in chunk.failures})
+            if chunk.items:
+                yield chunk.batch
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Result:
+    item: Item
+    prepared: Prepared | None = None
+    failure: Failure | None = None
+    ms: float = field(default=0.0)
+
+
+def _stack(items: Sequence[Item], prepared: Sequence[Prepared], spec: InputSpec) -> Batch:
+    ids = tuple(item.id for item in items)
+    if not items:
+        channels = 3 if spec.channels == "rgb" else 1
+        return Batch(torch.empty(0, channels, spec.image_size, spec.image_size), ids)
+    masks = [p.mask for p in prepared if p.mask is not None]
+    return Batch(
+        torch.stack([p.image for p in prepared]), ids, torch.stack(masks) if masks else None
+    )
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads run torch operators on themselves alone."""
+    pool = ThreadPoolExecutor(
+        threads, "fundad-read", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    barrier = threading.Barrier(threads + 1)
+    try:
+        # The setting is per thread, but it is also what later threads start from: once every
+        # worker has made its own, the caller's is put back.
+        callers = torch.get_num_threads()
+        for _ in range(threads):
+            pool.submit(barrier.wait)
+        barrier.wait()
+        torch.set_num_threads(callers)
+        yield pool
+    finally:
+        barrier.abort()  # an interrupt may have come while the workers wait at it
+        pool.shutdown(wait=True, cancel_futures=True)
