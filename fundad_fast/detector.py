@@ -141,8 +141,12 @@ class Detector:
         if not val and self.folds:
             folds = self._assign_folds(_items(train))
         data_hash = _data_hash(_items(train), X)
-        work = None if scratch is None else Path(scratch) / data_hash[:16]
-        done = set() if work is None else method.done(work)
+        work, done = None, set()
+        if scratch is not None:
+            if isinstance(train, ArraySource):
+                raise DataError("scratch is for files; images in memory have to be fitted at once")
+            work = Path(scratch) / data_hash[:16]
+            done = method.done(work)
         rest = train if not done else tuple(i for i in _items(train) if i.id not in done)
         stream = self._stream(rest, spec, "features", len(ids), len(done))
         method.fit(stream, folds=folds, scratch=work, progress=self.progress)
@@ -175,10 +179,14 @@ class Detector:
 
     def _spec(self, train: Any) -> InputSpec:
         c = self.config
-        census = inspect_inputs(train, mixed_inputs=c.mixed_inputs)
         shared = InputSpec.model_fields.keys() & type(c).model_fields.keys()
         values = {name: getattr(c, name) for name in shared}
-        return InputSpec(**values, channels=census.channels, bit_depth=census.bit_depth)
+        if isinstance(train, ArraySource):
+            channels, bit_depth = train.kind()
+        else:
+            census = inspect_inputs(train, mixed_inputs=c.mixed_inputs, pages=c.pages)
+            channels, bit_depth = census.spec_channels, census.spec_bit_depth
+        return InputSpec(**values, channels=channels, bit_depth=bit_depth)
 
     def _assign_folds(self, items: Sequence[Item]) -> dict[str, int] | None:
         patients = {item.patient_id or ("image", item.id) for item in items}
@@ -383,13 +391,27 @@ def _source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | None
         isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], (str, Path, Item))
     )
     if not paths:
-        return ArraySource(X, healthy=None if y is None else [label == 0 for label in y]), None
+        return _arrays(X, y), None
     if y is not None:
         raise DataError("y is for arrays; label files by their folders or a manifest")
     if isinstance(X, (list, tuple)) and isinstance(X[0], Item):
         return tuple(X), None
     dataset = discover(X)
     return dataset.items, dataset
+
+
+def _arrays(X: Any, y: Sequence[int] | None) -> ArraySource:
+    if y is None:
+        return ArraySource(X)
+    source = ArraySource(X, labels=[int(label) for label in y])
+    kept = [i for i, item in enumerate(source.items) if item.label == 0]
+    if not kept:
+        raise DataError("y has no healthy image: 0 means healthy")
+    if isinstance(X, (np.ndarray, torch.Tensor)):
+        healthy: Any = X[kept]
+    else:
+        healthy = torch.utils.data.Subset(X, kept)
+    return ArraySource(healthy, labels=[0] * len(kept), ids=[str(i) for i in kept])
 
 
 def _items(source: Any) -> tuple[Item, ...]:

@@ -34,11 +34,16 @@ class MemoryBankConfig(MethodConfig):
     radius_fraction: float | None = Field(
         None, gt=0, le=0.5, description="Radius as a share of the map's width, in place of radius."
     )
+    filter_support: Literal["radius", "size"] = Field(
+        "radius",
+        description="radius: 2r+1 taps a side; size: radius is the filter's width. The paper's "
+        "method section calls r the size, its implementation section the radius.",
+    )
     filter_distance: Literal["euclidean", "chebyshev", "manhattan"] = Field(
         "euclidean", description="Distance of ψ_r from the centre; not stated in the paper."
     )
-    filter_profile: Literal["r+1", "r"] = Field(
-        "r+1", description="w = 1 - d/(r+1) or 1 - d/r; the paper says linear decay."
+    filter_profile: Literal["1-d/(r+1)", "1-d/r"] = Field(
+        "1-d/(r+1)", description="Weight at distance d; the paper says linear decay."
     )
     filter_gain: Literal["sum1", "raw"] = Field(
         "sum1", description="Weights that sum to one, or as they are; not stated in the paper."
@@ -53,7 +58,7 @@ class MemoryBankConfig(MethodConfig):
     attn_norm: Literal["none", "l2"] = Field(
         "none", description="l2: logits of ℓ2-normalised features. Our option."
     )
-    attn_reading: Literal["row", "column", "hadamard_column_sum", "hadamard_diagonal"] = Field(
+    attn_reading: Literal["row", "column", "hadamard_sum", "hadamard_diag"] = Field(
         "row", description="How eq. 4 is read (METHODS A.2.4); its printed shapes do not fit."
     )
 

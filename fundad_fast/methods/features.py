@@ -53,6 +53,7 @@ class CombinedFeatures(nn.Module):
                 region = ops.distance_filter(
                     f,
                     self.radius(w),
+                    support=c.filter_support,
                     distance=c.filter_distance,
                     profile=c.filter_profile,
                     gain=c.filter_gain,
