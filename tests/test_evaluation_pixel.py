@@ -149,7 +149,7 @@ def test_aupro_connects_diagonals_and_averages_lesions_not_pixels():
     assert pixels.metrics(n_boot=0)["pixel_AUPRO"].value == pytest.approx(0.75, abs=1e-6)
 
 
-@pytest.mark.parametrize("bits, tolerance", [(22, 1e-4), (16, 5e-3)])
+@pytest.mark.parametrize("bits, tolerance", [(22, 3e-4), (16, 5e-3)])
 def test_streaming_is_close_to_exact(bits, tolerance):
     maps, masks, fovs = cohort(3, n=30, size=64)
     shifted = [20 + m for m in maps]  # a narrow range far from zero is the hard case

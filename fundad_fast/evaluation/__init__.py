@@ -3,24 +3,35 @@
 
 from __future__ import annotations
 
-from .evaluate import ImageRecord, evaluate, markdown_table
+from .compare import Evaluated, compare, markdown_comparison
+from .controls import PcaReconstruction, control_metrics, control_scores
+from .evaluate import ImageRecord, comparison_table, evaluate, markdown_table
 from .image_metrics import image_metrics
 from .metric import Metric
 from .pixel_metrics import PixelEvaluator
-from .resample import resample_map, resize_affine
+from .resample import resample_map, resize_affine, resize_map, resize_mask
 from .thresholds import colour_scale, image_threshold, pixel_threshold, score_percentile
 
 __all__ = [
+    "Evaluated",
     "ImageRecord",
     "Metric",
+    "PcaReconstruction",
     "PixelEvaluator",
     "colour_scale",
+    "compare",
+    "comparison_table",
+    "control_metrics",
+    "control_scores",
     "evaluate",
     "image_metrics",
     "image_threshold",
+    "markdown_comparison",
     "markdown_table",
     "pixel_threshold",
     "resample_map",
     "resize_affine",
+    "resize_map",
+    "resize_mask",
     "score_percentile",
 ]

@@ -205,3 +205,20 @@ def markdown_table(result: Mapping[str, Any], *, definitions: bool = False) -> s
     for reason, names in missing.items():
         text += f"\n\nNot computed because {reason}: {', '.join(names)}."
     return text + "\n"
+
+
+def comparison_table(
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence[str]
+) -> str:
+    """A Markdown table with one line per method or control and one column per metric.
+
+    Args:
+        rows: per line its entries by metric name, as in ``metrics.json``.
+        names: the columns; a line without one of them shows a dash.
+    """
+    nothing = {"value": None}
+    lines = [["", *names], ["---"] * (len(names) + 1)]
+    lines += [
+        [row, *(_figure(entries.get(n, nothing)) for n in names)] for row, entries in rows.items()
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -49,12 +49,13 @@ def choose_edges(totals: PixelTotals) -> Scores32:
 @dataclass(frozen=True)
 class TargetHistograms:
     """Histograms of the images that have a target: their places ``[r]`` among all images,
-    ``columns [4, r, bins]``, and pixels that are no negatives ``[2, r, bins]`` (inside, outside).
+    ``columns [4, r, bins]``, and pixels that are no negatives ``[2, r, bins]`` (inside, outside),
+    ``None`` where there are none.
     """
 
     places: NDArray[np.intp]
     columns: NDArray[np.float32]
-    not_negative: NDArray[np.float32]
+    not_negative: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,14 @@ class PixelHistograms:
         of_target = images[:, have.places]
         if region == "abnormal":
             images = images * self.abnormal
-        neg = images @ self.negative[0] - of_target @ have.not_negative[0]
         pos = of_target @ have.columns[INSIDE]
+        neg = images @ self.negative[0]
         if not fov:
-            neg += images @ self.negative[1] - of_target @ have.not_negative[1]
             pos += of_target @ have.columns[OUTSIDE]
+            neg += images @ self.negative[1]
+        if have.not_negative is not None:
+            inside, outside = have.not_negative
+            neg -= of_target @ (inside if fov else inside + outside)
         overlap = of_target @ have.columns[PART_FOV if fov else PART]
         # Differences of float32 sums may leave a trace below zero.
         return curves.Tally(pos[:, ::-1], np.maximum(neg, 0)[:, ::-1]), overlap[:, ::-1]
@@ -128,7 +132,9 @@ def make_histograms(images: Sequence[ImagePixels], totals: PixelTotals) -> Pixel
                 columns[c, r] = _histogram(edges, Counts(scores, values[:, c]))
             for k, counts in enumerate(target.not_negative):
                 not_negative[k, r] = _histogram(edges, counts)
-        targets[name] = TargetHistograms(np.array(places, np.intp), columns, not_negative)
+        targets[name] = TargetHistograms(
+            np.array(places, np.intp), columns, not_negative if not_negative.any() else None
+        )
     return PixelHistograms(
         ids=tuple(image.id for image in images),
         abnormal=np.array([image.abnormal for image in images]),

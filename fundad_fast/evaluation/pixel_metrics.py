@@ -20,6 +20,7 @@ from .score_counts import BITS
 
 Floats = NDArray[np.float64]
 Mode = Literal["auto", "exact", "streaming"]
+Cell = tuple[str, Region]  # a lesion type or the union, and where
 
 REGIONS: dict[Region, str] = {
     "all": "over all pixels of all test images",
@@ -213,9 +214,7 @@ class PixelEvaluator:
             return "there is no lesion-free pixel here"
         return None
 
-    def values(
-        self, target: str, region: Region, tally: curves.Tally, overlap: ArrayLike
-    ) -> dict[str, Floats]:
+    def values(self, tally: curves.Tally, overlap: ArrayLike) -> dict[str, Floats]:
         """The ranking metrics of a tally ``[..., k]``."""
         return {
             "pixel_AUROC": curves.auroc(*tally),
@@ -252,52 +251,50 @@ class PixelEvaluator:
         result: dict[str, dict[str, Metric]] = {t: {} for t in self._types}
         for (name, region), metrics in self._evaluate(cells, n_boot, seed).items():
             for key, metric in metrics.items():
-                if key != "pixel_Dice":
-                    result[name][key + SUFFIX[region]] = metric
+                result[name][key + SUFFIX[region]] = metric
         return result
 
-    def _evaluate(
-        self, cells: list[tuple[str, Region]], n_boot: int, seed: int
-    ) -> dict[tuple[str, Region], dict[str, Metric]]:
+    def _evaluate(self, cells: list[Cell], n_boot: int, seed: int) -> dict[Cell, dict[str, Metric]]:
         reasons = {cell: self.reason(*cell) for cell in cells}
-        drawn, no_interval = self._resample(
-            [cell for cell in cells if reasons[cell] is None], n_boot, seed
-        )
-        result = {}
+        usable = [cell for cell in cells if reasons[cell] is None]
+        drawn, no_interval = self._resample(usable, n_boot, seed)
+        result: dict[Cell, dict[str, Metric]] = {}
         for cell in cells:
-            target, region = cell
-            reason = reasons[cell]
-            point: dict[str, Floats] = {}
-            if reason is None:
-                point = self.values(*cell, *self.totals().tally(target, region))
-                point["pixel_Dice"] = self.dice(region)
-            result[cell] = {
-                name: self._metric(name, cell, point, reason, drawn, no_interval)
-                for name in DEFINITIONS
-            }
+            point = self.point(cell) if reasons[cell] is None else {}
+            result[cell] = {}
+            for name in self.names(cell[0]):
+                reason = reasons[cell]
+                if name == "pixel_Dice" and self.pixel_threshold is None:
+                    reason = reason or "no pixel threshold was given"
+                n, definition = self.count(cell[1]), self.definition(name, cell)
+                if reason is not None:
+                    result[cell][name] = Metric(None, None, None, n, definition, reason)
+                    continue
+                lo, hi = interval([d[cell, name] for d in drawn])
+                value = finite(float(point[name]))
+                result[cell][name] = Metric(value, lo, hi, n, definition, no_interval)
         return result
 
-    def _metric(
-        self,
-        name: str,
-        cell: tuple[str, Region],
-        point: Mapping[str, Floats],
-        reason: str | None,
-        drawn: list[dict[tuple[tuple[str, Region], str], Floats]],
-        no_interval: str | None,
-    ) -> Metric:
+    def names(self, target: str) -> tuple[str, ...]:
+        """Metrics of a target: a stored threshold is for all lesions, not for one type."""
+        return tuple(n for n in DEFINITIONS if target == UNION or n != "pixel_Dice")
+
+    def count(self, region: Region) -> int:
+        """Images that enter in a region."""
+        images = self._store.images
+        return sum(image.abnormal for image in images) if region == "abnormal" else len(images)
+
+    def definition(self, name: str, cell: Cell) -> str:
+        """One sentence that says what a metric is."""
         over = REGIONS[cell[1]]
         if cell[0] != UNION:
             over = f"of this lesion type against lesion-free pixels, {over}"
-        definition = DEFINITIONS[name].format(over=over, limit=self.fpr_limit)
-        abnormal = sum(image.abnormal for image in self._store.images)
-        n = abnormal if cell[1] == "abnormal" else len(self)
-        if reason is None and name == "pixel_Dice" and self.pixel_threshold is None:
-            reason = "no pixel threshold was given"
-        if reason is not None:
-            return Metric(None, None, None, n, definition, reason)
-        lo, hi = interval([d[cell, name] for d in drawn])
-        return Metric(finite(float(point[name])), lo, hi, n, definition, no_interval)
+        return DEFINITIONS[name].format(over=over, limit=self.fpr_limit)
+
+    def point(self, cell: Cell) -> dict[str, Floats]:
+        """The metrics of a cell that has no ``reason``."""
+        values = self.values(*self.totals().tally(*cell))
+        return {**values, "pixel_Dice": self.dice(cell[1])}
 
     def dice(self, region: Region) -> Floats:
         """Dice of all pixels together at the stored threshold."""
@@ -307,8 +304,8 @@ class PixelEvaluator:
         return curves.ratio(2 * tp, 2 * tp + fp + fn)
 
     def _resample(
-        self, cells: list[tuple[str, Region]], n_boot: int, seed: int
-    ) -> tuple[list[dict[tuple[tuple[str, Region], str], Floats]], str | None]:
+        self, cells: list[Cell], n_boot: int, seed: int
+    ) -> tuple[list[dict[tuple[Cell, str], Floats]], str | None]:
         histograms = self.histograms() if n_boot and cells else None
         if histograms is None:
             asked = "no resamples were asked for" if not n_boot else "no counts per image were kept"
@@ -326,12 +323,12 @@ class PixelEvaluator:
         )
 
     def resampled(
-        self, histograms: PixelHistograms, cells: list[tuple[str, Region]], weights: Floats
-    ) -> dict[tuple[tuple[str, Region], str], Floats]:
+        self, histograms: PixelHistograms, cells: list[Cell], weights: Floats
+    ) -> dict[tuple[Cell, str], Floats]:
         """Every metric of every cell ``[b]`` under image weights ``[b, n]``, from binned pixels."""
         result = {}
         for cell in cells:
-            values = self.values(*cell, *histograms.tally(*cell, weights))
+            values = self.values(*histograms.tally(*cell, weights))
             values["pixel_Dice"] = histograms.dice(cell[1], weights)
             result.update({(cell, name): value for name, value in values.items()})
         return result
