@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: exit codes, files, and one clear line for each mistake."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from fundad_fast.cli import app
+
+SETTINGS = [
+    *("--weights", "untrained", "--folds", "3"),
+    *("--set", "backbone=resnet18", "--set", "layers=layer1,layer2"),
+    *("--set", "image_size=64", "--set", "coreset_sampling_ratio=0.1"),
+]
+
+
+def call(*args, code=0, stdin=None):
+    result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def rows(run):
+    return [r for p in sorted(run.glob("scores/*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def model(cohort, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model"
+    said = call("fit", cohort, "-o", path, *SETTINGS)
+    assert "12 healthy (good)" in said
+    assert "the backbone is untrained" in said
+    assert "image threshold" in said
+    return path
+
+
+def test_fit_leaves_a_model_and_no_scratch(model):
+    assert sorted(p.name for p in model.iterdir()) == [
+        "MODEL_CARD.md",
+        "bank.safetensors",
+        "bundle.json",
+        "normal_scores.parquet",
+        "weights.safetensors",
+    ]
+    assert [p.name for p in model.parent.iterdir()] == ["model"]
+
+
+def test_eval_writes_rows_maps_overlays_and_metrics(model, cohort, tmp_path):
+    said = call("eval", cohort, "-m", model, "-o", tmp_path / "run", "--intervals", 50)
+    assert "image_AUROC" in said
+    assert "image_FPR_threshold" in said
+    run = tmp_path / "run"
+    table = {row["id"]: row for row in rows(run)}
+    assert len(table) == 8
+    spot = table["test/spot/01.png"]
+    assert (spot["status"], spot["gt_label"], spot["class"]) == ("ok", 1, "spot")
+    assert (spot["width"], spot["height"], spot["fov_status"]) == (96, 96, "ok")
+    assert spot["score_pct"] == 100
+    with np.load(run / spot["map_path"]) as stored:
+        assert stored["map"].dtype == np.float16
+        assert stored["map"].shape == (16, 16)
+        assert np.allclose(stored["affine"], [[6, 0, 2.5], [0, 6, 2.5]])
+    mask = cv2.imread(str(cohort / "ground_truth/spot/01_mask.png"), 0) > 0
+    region = spot["regions"][0]
+    y, x = np.argwhere(mask).mean(0)
+    assert region["x"] - 6 <= x <= region["x"] + region["w"] + 6
+    assert region["y"] - 6 <= y <= region["y"] + region["h"] + 6
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert metrics["image_AUROC"]["value"] == 1.0
+    assert metrics["pixel_AUROC"]["value"] > 0.9
+    assert metrics["image_AUROC"]["definition"]
+    assert len(list((run / "overlays").iterdir())) == 8
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["counts"] == {"ok": 8}
+    assert facts["model"]["id"] == spot["model_id"]
+
+
+def test_score_takes_folders_lists_and_globs_and_isolates_errors(model, cohort, tmp_path):
+    folder = shutil.copytree(cohort / "test" / "good", tmp_path / "in")
+    (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 no")
+    said = call("score", folder, "-m", model, "-o", tmp_path / "a", "--overlays", 2)
+    assert "4 ok, 1 unreadable" in said
+    with open(tmp_path / "a/failed.csv", newline="") as file:
+        assert [r["id"] for r in csv.DictReader(file)] == ["bad.jpg"]
+    assert len(list((tmp_path / "a/overlays").iterdir())) == 2
+    by_folder = {r["id"].split("/")[-1]: r["score"] for r in rows(tmp_path / "a")}
+    names = [str(folder / f"0{i}.png") for i in range(4)]
+    for out, args, stdin in (
+        ("b", [folder / "*.png"], None),
+        ("c", ["-"], "\n".join(names)),
+        ("d", ["-", "-0"], "\0".join(names)),
+        ("e", names, None),
+        ("f", [names[0]], None),
+    ):
+        call("score", *args, "-m", model, "-o", tmp_path / out, stdin=stdin)
+        got = {r["id"].split("/")[-1]: r["score"] for r in rows(tmp_path / out)}
+        assert got
+        for name, value in got.items():
+            assert value == pytest.approx(by_folder[name], rel=1e-5)
+    call("score", folder, "-m", model, "-o", tmp_path / "s", "--strict", code=1)
+
+
+def test_an_interrupted_run_goes_on_and_repeats_nothing(model, cohort, tmp_path):
+    call("score", cohort / "test", "-m", model, "-o", tmp_path / "run")
+    part = tmp_path / "run/scores/part-00000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.slice(0, 3), part)
+    call("score", cohort / "test", "-m", model, "-o", tmp_path / "run")
+    again = rows(tmp_path / "run")
+    assert sorted(r["id"] for r in again) == sorted(table["id"].to_pylist())
+    want = {r["id"]: r["score"] for r in table.to_pylist()}
+    assert all(r["score"] == pytest.approx(want[r["id"]], rel=1e-5) for r in again)
+
+
+@pytest.mark.slow
+def test_a_killed_fit_goes_on_and_gives_the_same_model(model, cohort, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "from fundad_fast.cli import main; main()", "fit"]
+    command += [str(cohort), "-o", str(out), *SETTINGS, "--batch-size", "1"]
+    for seconds in (4.0, 5.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    ids = [json.loads((p / "bundle.json").read_text())["id"] for p in (model, out)]
+    assert ids[0] == ids[1]
+
+
+def test_dry_runs_write_nothing(model, cohort, tmp_path):
+    said = call("fit", cohort, "-o", tmp_path / "x", *SETTINGS, "--dry-run")
+    assert "12 images x 256 patches" in said
+    assert "memory" in said
+    said = call("score", cohort, "-m", model, "-o", tmp_path / "y", "--dry-run")
+    assert "would score 20 images" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_replaces_and_nothing_else_does(model, cohort, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "model")
+    said = call("fit", cohort, "-o", copy, *SETTINGS, code=2)
+    assert "exists; give another -o, or --overwrite" in said
+    call("fit", cohort, "-o", copy, *SETTINGS, "--set", "radius=2", "--overwrite")
+    assert json.loads((copy / "bundle.json").read_text())["config"]["radius"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    call("score", cohort / "test", "-m", model, "-o", tmp_path / "run")
+    said = call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", code=2)
+    assert "was scored by model" in said
+    call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", "--overwrite")
+    assert len(rows(tmp_path / "run")) == 8
+
+
+def test_a_mask_of_another_aspect_is_that_rows_error(model, cohort, tmp_path):
+    data = shutil.copytree(cohort, tmp_path / "data")
+    wrong = data / "ground_truth/spot/02_mask.png"
+    cv2.imwrite(str(wrong), np.full((96, 60), 255, np.uint8))
+    half = data / "ground_truth/spot/03_mask.png"
+    mask = cv2.imread(str(half), 0)
+    cv2.imwrite(str(half), cv2.resize(mask, (48, 48), interpolation=cv2.INTER_NEAREST))
+    said = call("eval", data, "-m", model, "-o", tmp_path / "run", "--intervals", 0)
+    assert "7 ok, 1 unsupported" in said
+    bad = next(r for r in rows(tmp_path / "run") if r["status"] != "ok")
+    assert bad["id"] == "test/spot/02.png"
+    assert "its mask is 60 x 96, the image 96 x 96" in bad["error"]
+    call("eval", data, "-m", model, "-o", tmp_path / "r2", "--strict", "--intervals", 0, code=1)
+
+
+def test_a_config_file_says_what_flags_say(model, cohort, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "method: resad\nweights: untrained\nsettings:\n  backbone: resnet18\n"
+        "  layers: [layer1, layer2]\n  image_size: 64\n  coreset_sampling_ratio: 0.5\n"
+    )
+    call(
+        *("fit", cohort, "-o", tmp_path / "m", "--config", tmp_path / "c.yaml", "--folds", 3),
+        *("--set", "coreset_sampling_ratio=0.1"),
+    )
+    ids = [json.loads((p / "bundle.json").read_text())["id"] for p in (model, tmp_path / "m")]
+    assert ids[0] == ids[1]
+
+
+def test_progress_as_json_lines(cohort, tmp_path):
+    command = [sys.executable, "-c", "from fundad_fast.cli import main; main()", "fit"]
+    command += [str(cohort), "-o", str(tmp_path / "m"), *SETTINGS, "--progress", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    last = {line["stage"]: line for line in lines}
+    assert last["features"]["done"] == last["features"]["total"] == 12
+    assert last["coreset all"]["done"] == last["coreset all"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["fit", "{empty}", "-o", "{out}"], "{empty}"),
+        (["fit", "{tmp}/absent", "-o", "{out}"], "absent"),
+        (["fit", "{sick}", "-o", "{out}"], "no healthy images"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "radious=3"], "did you mean radius"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "radius"], "want KEY=VALUE"),
+        (["fit", "{cohort}", "-o", "{out}", "-m", "rasad"], "there are resad, patchcore"),
+        (["fit", "{cohort}", "-o", "{out}", "--preset", "best"], "paper, default, quick"),
+        (["fit", "{cohort}", "-o", "{out}", "--weights", "{tmp}/w"], "no such file"),
+        (["fit", "{cohort}", "-o", "{out}", "--config", "{tmp}/c"], "--config"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "folds=3"], "option of its own"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "backbone=resnet17"], "no model 'resnet17'"),
+        (["score", "{cohort}", "-m", "{empty}", "-o", "{out}"], "holds no bundle.json"),
+        (["score", "{cohort}", "-m", "{model}", "-o", "{cohort}"], "not a run folder"),
+        (["score", "-", "-m", "{model}", "-o", "{out}"], "standard input is empty"),
+        (["score", "{cohort}", "-m", "{model}", "-o", "{out}", "--overlays", "x"], "--overlays x"),
+        (["eval", "{cohort}/test/good", "-m", "{model}", "-o", "{out}"], "nothing is labelled"),
+        (["info", "--settings", "dia"], "there are resad, patchcore"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_mistakes_get_one_line_and_exit_code_2(args, says, model, cohort, tmp_path):
+    (tmp_path / "empty").mkdir()
+    sick = tmp_path / "sick" / "train" / "dr"
+    sick.mkdir(parents=True)
+    shutil.copy(cohort / "test/spot/00.png", sick)
+    names = {
+        "empty": tmp_path / "empty",
+        "sick": tmp_path / "sick",
+        "tmp": tmp_path,
+        "cohort": cohort,
+        "model": model,
+        "out": tmp_path / "out",
+    }
+    if args[0] == "fit" and "--weights" not in args:
+        args = [*args, "--weights", "untrained", "--set", "image_size=64"]
+    said = call(*(str(a).format(**names) for a in args), code=2)
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("fundad: ")
+    assert says.format(**names) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_info_says_what_is_in_force():
+    said = call("info")
+    for word in ("torch", "instruction set in force", "kcenter on cpu", "nearest on cpu"):
+        assert word in said
+    said = call("info", "--settings", "resad")
+    assert "coreset_sampling_ratio = 0.1" in said
+    assert "preset quick" in said
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way(tmp_path):
+    said = call("demo", "-o", tmp_path / "demo", "--weights", "untrained")
+    assert "image_AUROC" in said
+    assert (tmp_path / "demo/model/bundle.json").exists()
+    assert list((tmp_path / "demo/run/overlays").glob("*.jpg"))
+    assert "exists" in call("demo", "-o", tmp_path / "demo", code=2)
+
+
+def test_exit_codes_reach_the_shell(tmp_path):
+    command = [sys.executable, "-c", "from fundad_fast.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "score", "x", "-m", str(tmp_path), "-o", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fundad: ")
+    assert "Traceback" not in done.stderr
