@@ -339,4 +339,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return op_backward.call(grad, f, *ctx.options), None, None, None
 
 
+def _no_second(ctx: Any, grad: Tensor) -> None:
+    # Without this, torch would leave the gradient out and go on.
+    raise NotImplementedError("self_attention has no second gradient")
+
+
 op.autograd(_backward, _save)
+op_backward.autograd(_no_second, lambda ctx, inputs, output: None)
