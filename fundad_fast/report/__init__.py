@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and pages a person can read: overlays of anomaly maps, and the static HTML report."""
 
+from fundad_fast.report.html import write_report
 from fundad_fast.report.overlay import blend, overlay, save_overlay
+from fundad_fast.report.run_files import ReportError
 
-__all__ = ["blend", "overlay", "save_overlay"]
+__all__ = ["ReportError", "blend", "overlay", "save_overlay", "write_report"]

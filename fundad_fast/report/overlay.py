@@ -89,12 +89,7 @@ def overlay(
         _draw_outlines(painted, hot, (0, 0, 0), stroke + 2)  # white alone is lost on bright colours
         _draw_outlines(painted, hot, THRESHOLD_INK, stroke)
     if mask is not None:
-        # Any lesion pixel inside a reduced pixel counts: small lesions must not vanish. The line
-        # runs just outside the lesion, which is often hardly wider than the line.
-        lesion = _resized(mask.astype(np.float32), height, width)
-        lesion = (lesion > 0 if factor < 1 else lesion >= 0.5).astype(np.uint8)
-        around = cv2.dilate(lesion, np.ones((3, 3), np.uint8))
-        _draw_outlines(painted, np.asarray(around, bool), LESION_INK, stroke)
+        _draw_outlines(painted, lesion_region(mask, height, width), LESION_INK, stroke)
 
     font = min(0.62, max(0.42, max(height, width) / 1650))
     line = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, font, 1)[0][1]
@@ -176,13 +171,28 @@ def outlines(region: Bool) -> list[NDArray[np.int32]]:
     return [np.asarray(points, np.int32).reshape(-1, 2) for points in found]
 
 
-def encode_jpeg(image: U8, quality: int) -> bytes:
+def lesion_region(mask: Bool, height: int, width: int) -> Bool:
+    """A lesion mask at a picture's size, one pixel wider, so that its outline does not hide it.
+
+    Where the mask is reduced, a pixel counts when any of it is lesion: small lesions do not vanish.
+    """
+    import cv2
+
+    part = _resized(mask.astype(np.float32), height, width)
+    lesion = part > 0 if height < mask.shape[0] or width < mask.shape[1] else part >= 0.5
+    return np.asarray(cv2.dilate(lesion.astype(np.uint8), np.ones((3, 3), np.uint8)), bool)
+
+
+def encode_jpeg(image: U8, quality: int, subsampling: str = "444") -> bytes:
     """JPEG bytes of ``[h, w, 3]`` uint8 RGB."""
     import simplejpeg
 
     return bytes(
         simplejpeg.encode_jpeg(
-            np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444"
+            np.ascontiguousarray(image),
+            quality=quality,
+            colorspace="RGB",
+            colorsubsampling=subsampling,
         )
     )
 
@@ -208,6 +218,12 @@ def colour_ticks(values: Sequence[float]) -> list[str]:
         if len(set(texts)) == distinct:
             break
     return texts
+
+
+def turbo_stops(n: int) -> list[tuple[int, int, int]]:
+    """``n`` RGB colours evenly along turbo, lowest first."""
+    at = np.linspace(0, 255, n).round().astype(np.intp)
+    return [(int(r), int(g), int(b)) for r, g, b in _turbo()[at]]
 
 
 # alpha in 255ths by level
@@ -264,7 +280,7 @@ def _resized(picture: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]
 
     if picture.shape[:2] == (height, width):
         return picture
-    shrinks = height < picture.shape[0]
+    shrinks = height < picture.shape[0] or width < picture.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, (width, height), interpolation=how), picture.dtype)
 
