@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +55,7 @@ class ArraySource:
         ):
             raise DataError(f"images of type {type(data).__name__}: {_WANTED}")
         self._data = data
+        self._lock = threading.Lock()
         n = len(data)
         if n == 0:
             raise DataError("no images: the array, list or Dataset is empty")
@@ -76,7 +78,7 @@ class ArraySource:
         Raises:
             ReadError: ``unsupported`` for a wrong type, shape or range, ``too_large``.
         """
-        sample = self._data[index]
+        sample = self._sample(index)
         if isinstance(sample, tuple | list) and sample:
             sample = sample[0]
         if not isinstance(sample, np.ndarray | torch.Tensor):
@@ -93,6 +95,18 @@ class ArraySource:
                 "too_large", f"{megapixels:.1f} megapixels; the limit is {max_megapixels:g}"
             )
         return np.ascontiguousarray(array)
+
+    def _sample(self, index: int) -> Any:
+        if isinstance(self._data, np.ndarray | torch.Tensor):
+            return self._data[index]
+        with self._lock:  # a Dataset need not be safe among threads
+            try:
+                return self._data[index]
+            except (LookupError, OSError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise ReadError(
+                    "failed", f"the Dataset raised {type(error).__name__}: {reason}"
+                ) from error
 
     def kind(self) -> tuple[Literal["rgb", "grey"], Literal[8, 16, 32]]:
         """Channels and bit depth of the first image, for the input specification of a fit.

@@ -18,6 +18,10 @@ _WORKING_SIDE = 288
 _MIN_SUPPORT = 0.6
 """Share of the visible circle that must be found in the image; the rest may be a notch, a label."""
 
+_MIN_SUPPORT_OF_SHORT_ARC = 0.85
+"""The same where less than 120 degrees are visible, which rounded corners of other images imitate
+(at most 0.70 on 1,024 chest radiographs and 10 natural images; real fields of view reach 0.96)."""
+
 _MIN_IOU = 0.93
 """Agreement that the region and the cut circle must have."""
 
@@ -129,7 +133,7 @@ def find_fov(pixels: np.ndarray) -> Fov:
     small, (kx, ky, x0, y0) = _shrunk(pixels)
     best: _Fit | None = None
     for background, noise in _backgrounds(small):
-        difference = np.abs(small - background).max(axis=2)
+        difference = _distance(small, background)
         for threshold in _thresholds(difference, noise):
             fit = _fit(difference > threshold)
             if fit is not None and (best is None or fit.quality > best.quality):
@@ -139,7 +143,7 @@ def find_fov(pixels: np.ndarray) -> Fov:
     if best is None:
         return missing
     cx, cy, r = best.x * kx + x0, best.y * ky + y0, best.r * (kx + ky) / 2
-    box = _cut_box(best.box, small.shape, (kx, ky, x0, y0), (cx, cy, r), (height, width))
+    box = _cut_box(best.box, small.shape[1:], (kx, ky, x0, y0), (cx, cy, r), (height, width))
     status: Literal["ok", "truncated"] = "truncated"
     if box == missing.box and _reach_beyond((cx, cy, r), box) == (False,) * 4:
         status = "ok"
@@ -172,7 +176,7 @@ def _cut_box(
 
     So does one within a pixel (of the small copy) of the border.
     """
-    (h, w), (kx, ky, x0, y0), (height, width) = shape[:2], mapping, frame
+    (h, w), (kx, ky, x0, y0), (height, width) = shape, mapping, frame
     left, top, right, bottom = box
     scaled = (
         0 if left <= 1 else round((left - 0.5) * kx + x0 + 0.5),
@@ -198,23 +202,23 @@ class _Fit:
 
 
 def _shrunk(pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A small float copy with white near 255, and how its indices map to the original's."""
+    """A small float copy ``[c, h, w]`` with white near 255, and how its indices map back."""
     import cv2
 
     height, width, channels = pixels.shape
     # Strided first: averaging millions of pixels would cost more than all that follows.
-    step = max(1, max(height, width) // (3 * _WORKING_SIDE))
+    step = max(1, max(height, width) // (2 * _WORKING_SIDE))
     offset = step // 2
     strided = np.ascontiguousarray(pixels[offset::step, offset::step])
     h0, w0, _ = strided.shape
     scale = min(1.0, _WORKING_SIDE / max(h0, w0))
     h, w = max(8, round(h0 * scale)), max(8, round(w0 * scale))
     small = cv2.resize(strided, (w, h), interpolation=cv2.INTER_AREA).reshape(h, w, channels)
-    values = np.nan_to_num(small.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    white = float(np.percentile(values, 99.5))
-    values *= 255.0 / max(white, 1e-12)
+    planes = np.ascontiguousarray(small.transpose(2, 0, 1), dtype=np.float32)
+    white = float(np.percentile(planes[:, ::3, ::3], 99.5))
+    planes *= 255.0 / max(white, 1e-12)
     kx, ky = w0 / w, h0 / h
-    return np.minimum(values, 255.0), (
+    return np.minimum(planes, 255.0, out=planes), (
         kx * step,
         ky * step,
         (0.5 * kx - 0.5) * step + offset,
@@ -222,19 +226,24 @@ def _shrunk(pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, 
     )
 
 
+def _distance(planes: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """The greatest difference from a colour over the channels, ``[h, w]``."""
+    return np.abs(planes - colour[:, None, None]).max(axis=0)
+
+
 def _backgrounds(small: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """Colour and noise of the background: that of the corners, likeliest first.
 
     Corners that agree speak together; where they do not, the disc covers some of them.
     """
-    h, w, channels = small.shape
+    _, h, w = small.shape
     n = max(2, round(0.03 * min(h, w)))
     patches = [
-        small[rows, columns].reshape(-1, channels)
+        small[:, rows, columns]
         for rows in (slice(0, n), slice(h - n, h))
         for columns in (slice(0, n), slice(w - n, w))
     ]
-    colours = [np.median(patch, axis=0) for patch in patches]
+    colours = [np.median(patch, axis=(1, 2)) for patch in patches]
     groups: list[list[int]] = []
     for i in range(4):
         for group in groups:
@@ -247,7 +256,7 @@ def _backgrounds(small: np.ndarray) -> list[tuple[np.ndarray, float]]:
     found = []
     for group in groups:
         colour = np.median([colours[i] for i in group], axis=0).astype(np.float32)
-        spread = [float(np.percentile(np.abs(patches[i] - colour).max(axis=1), 98)) for i in group]
+        spread = [float(np.percentile(_distance(patches[i], colour), 98)) for i in group]
         found.append((colour, float(np.median(spread))))
     return found
 
@@ -255,9 +264,11 @@ def _backgrounds(small: np.ndarray) -> list[tuple[np.ndarray, float]]:
 def _thresholds(difference: np.ndarray, noise: float) -> list[float]:
     """From just above the background's noise upwards; the lowest keep a dark rim."""
     base = 1.5 * noise + 5.0
-    typical = float(np.median(difference[difference > base])) if (difference > base).any() else 0.0
-    steps = [base, base + 6.0, base + 14.0, base + 28.0, 0.5 * typical]
-    return [step for step in steps if step < 0.8 * max(typical, base / 0.8 + 1e-6)]
+    foreground = difference[::3, ::3]
+    foreground = foreground[foreground > base]
+    typical = float(np.median(foreground)) if foreground.size else 0.0
+    higher = [base + 6.0, base + 14.0, base + 28.0, 0.5 * typical]
+    return [base, *(level for level in higher if base < level < 0.8 * typical)]
 
 
 def _fit(foreground: np.ndarray) -> _Fit | None:
@@ -288,7 +299,8 @@ def _fit(foreground: np.ndarray) -> _Fit | None:
     model &= (grid_x >= left) & (grid_x < right) & (grid_y >= top) & (grid_y < bottom)
     union = int((model | filled).sum())
     iou = int((model & filled).sum()) / union
-    if support < _MIN_SUPPORT or iou < _MIN_IOU or arc < _MIN_ARC:
+    needed = _MIN_SUPPORT if arc >= 120 else _MIN_SUPPORT_OF_SHORT_ARC
+    if support < needed or iou < _MIN_IOU or arc < _MIN_ARC:
         return None
     # The contour runs through the outermost pixels' centres; their edge lies half a pixel out.
     box = (int(left), int(top), int(right), int(bottom))
@@ -315,9 +327,9 @@ def _largest_region(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray] | N
 
 def _circle(points: np.ndarray) -> tuple[float, float, float] | None:
     """The circle that most points lie on: RANSAC over triples, then least squares on its points."""
-    points = points[np.linspace(0, len(points) - 1, min(len(points), 256)).astype(int)]
+    points = points[np.linspace(0, len(points) - 1, min(len(points), 160)).astype(int)]
     rng = np.random.default_rng(0)  # always the same triples: the same image, the same circle
-    triples = points[rng.integers(0, len(points), (300, 3))]
+    triples = points[rng.integers(0, len(points), (200, 3))]
     (ax, ay), (bx, by), (cx, cy) = (triples[:, i].T for i in range(3))
     ux, uy, vx, vy = bx - ax, by - ay, cx - ax, cy - ay
     double_area = 2 * (ux * vy - uy * vx)
@@ -330,10 +342,12 @@ def _circle(points: np.ndarray) -> tuple[float, float, float] | None:
     u2, v2 = ux**2 + uy**2, vx**2 + vy**2
     x = ax + (vy * u2 - uy * v2) / double_area
     y = ay + (ux * v2 - vx * u2) / double_area
-    r = np.hypot(x - ax, y - ay)
-    residual = np.abs(np.hypot(points[:, 0] - x[:, None], points[:, 1] - y[:, None]) - r[:, None])
-    best = int((residual < 1.5).sum(axis=1).argmax())
-    circle = float(x[best]), float(y[best]), float(r[best])
+    r2 = (x - ax) ** 2 + (y - ay) ** 2
+    # |d - r| < 1.5 as |d² - r²| < 3 r: no root for each pair.
+    distance2 = (points[:, 0] - x[:, None]) ** 2 + (points[:, 1] - y[:, None]) ** 2
+    near = np.abs(distance2 - r2[:, None]) < 3.0 * np.sqrt(r2)[:, None]
+    best = int(near.sum(axis=1).argmax())
+    circle = float(x[best]), float(y[best]), float(np.sqrt(r2[best]))
     for tolerance in (2.0, 1.5, 1.5):
         near = np.abs(np.hypot(points[:, 0] - circle[0], points[:, 1] - circle[1]) - circle[2])
         inliers = points[near < tolerance]

@@ -109,8 +109,8 @@ class Dataset:
     def healthy_for_fit(self) -> tuple[Item, ...]:
         """The images to learn from: labelled healthy, of the split ``train`` where splits exist.
 
-        Where nothing is labelled, all images (of that split) count as healthy: the user says so by
-        fitting on them.
+        Where there are neither labels nor classes, all images (of that split) count as healthy: the
+        user says so by fitting on them.
 
         Raises:
             DataError: there is no such image.
@@ -124,7 +124,7 @@ class Dataset:
                     f"no images in the split train of {where}: healthy images to learn from belong "
                     "in train/good, or have split=train in the manifest"
                 )
-        if all(item.label is None for item in pool):
+        if all(item.label is None and item.class_name is None for item in pool):
             return pool
         healthy = tuple(item for item in pool if item.label == 0)
         if not healthy:

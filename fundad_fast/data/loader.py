@@ -164,8 +164,9 @@ class Loader:
             result.prepared = prepare(pixels, self.spec, any_depth=self.source.any_depth)
         except ReadError as error:
             result.failure = Failure(result.item, error.status, error.reason)
-        except MemoryError:
-            result.failure = Failure(result.item, "failed", "not enough memory for this image")
+        except (MemoryError, RuntimeError) as error:  # torch says the latter of its own memory
+            reason = " ".join(str(error).split()) or "not enough memory for this image"
+            result.failure = Failure(result.item, "failed", reason)
         result.ms = (time.perf_counter() - started) * 1000
         return result
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from fundad_fast.data.items import ReadError
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
+
+# What it says of damaged files is in the row's error; without any handler it would go to stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # What tifffile and its codecs raise on damaged files; they check little before they compute.
 _DECODER_ERRORS = (
@@ -64,11 +68,7 @@ def tiff_header(file: BinaryIO, size: int, *, first_page: bool) -> Header:
 def tiff_pixels(file: BinaryIO, *, first_page: bool) -> np.ndarray:
     """The pixels ``[h, w, c]`` of an open TIFF whose header has been checked."""
     with _page(file, first_page) as page:
-        try:
-            pixels = page.asarray(maxworkers=1)
-        except _DECODER_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ReadError("unreadable", f"damaged TIFF: {reason}") from error
+        pixels = page.asarray(maxworkers=1)
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
         if pixels.ndim == 2:
@@ -96,8 +96,7 @@ def _page(file: BinaryIO, first_page: bool) -> Iterator[TiffPage]:
         pages = [page for page in every if not page.is_reduced]  # without thumbnails
         frames = max(len(pages), (tif.imagej_metadata or {}).get("images", 1))
     except _DECODER_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ReadError("unreadable", f"damaged TIFF: {reason}") from error
+        raise _damaged(error) from error
     with tif:
         if not pages:
             raise ReadError("unreadable", "damaged TIFF: no image in it")
@@ -106,7 +105,15 @@ def _page(file: BinaryIO, first_page: bool) -> Iterator[TiffPage]:
                 "unsupported",
                 f"a TIFF of {frames} pages: split it, or fit with pages=first to read the first",
             )
-        yield pages[0]
+        try:
+            yield pages[0]
+        except _DECODER_ERRORS as error:
+            raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> ReadError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ReadError("unreadable", f"damaged TIFF: {reason}")
 
 
 def _readable_samples(page: TiffPage) -> bool:
