@@ -56,7 +56,8 @@ def make_run(
         if images is None or i < images:
             photo = rng.integers(60, 120, (SIZE, SIZE, 3), dtype=np.uint8)
             cv2.imwrite(str(path), photo)
-            cv2.imwrite(str(source / f"{i}_mask.png"), (values > 0).repeat(4, 0).repeat(4, 1) * 255)
+            mask = np.uint8(255) * (values > 0).repeat(4, 0).repeat(4, 1)
+            cv2.imwrite(str(source / f"{i}_mask.png"), mask)
         if maps:
             np.savez(folder / "maps" / f"{i}.npz", map=values, affine=affine)
         row = {
@@ -307,7 +308,7 @@ def test_deep_and_grey_images_are_shown_through_a_window(tmp_path: Path) -> None
     ramp = np.linspace(1000, 5000, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
     cv2.imwrite(rows[0]["path"], ramp)
     page = report(tmp_path / "run")
-    assert "Shown from 1019 (black) to 4979 (white)." in page.text
+    assert "Shown from 1020 (black) to 4979 (white)." in page.text
 
 
 def test_without_maps_only_the_photograph_is_shown(tmp_path: Path) -> None:
