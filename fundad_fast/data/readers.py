@@ -94,7 +94,7 @@ def read_mask(
     shape: tuple[int, int] | None = None,
     max_megapixels: float = 200.0,
 ) -> np.ndarray:
-    """Read a mask: true where any channel is above 0 (for lossy JPEG and WebP: 128 or more).
+    """Read a mask: true where any channel is above 0 (of a JPEG, which rings: 128 or more).
 
     Args:
         path: an image file, see :func:`read_image`; of a TIFF the first page.
@@ -110,8 +110,8 @@ def read_mask(
     """
     pixels = read_image(path, max_megapixels=max_megapixels, first_page=True)
     with open_image(os.fspath(path)) as (file, _):
-        lossy = file.read(2) in (b"\xff\xd8", b"RI")
-    mask: np.ndarray = np.any(pixels > (127 if lossy else 0), axis=2)
+        jpeg = file.read(2) == b"\xff\xd8"
+    mask: np.ndarray = np.any(pixels > (127 if jpeg else 0), axis=2)
     if shape is not None and not _same_aspect(mask.shape, shape):
         raise ReadError(
             "unsupported",

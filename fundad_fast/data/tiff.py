@@ -153,9 +153,9 @@ def _without_alpha(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _expand(indices: np.ndarray, page: TiffPage) -> np.ndarray:
     if page.colormap is None:
         raise ReadError("unreadable", "damaged TIFF: its palette is missing")
-    palette = np.asarray(page.colormap)  # [3, colours], 16 bits by the standard
+    palette: np.ndarray = np.asarray(page.colormap)  # [3, colours], 16 bits by the standard
     if palette.max(initial=0) > 255:
-        palette = palette // 257
+        palette = palette >> 8  # whether made by × 257 or by × 256
     if indices.max(initial=0) >= palette.shape[1]:
         raise ReadError("unreadable", "damaged TIFF: pixels beyond its palette")
     return np.ascontiguousarray(palette.astype(np.uint8).T[indices])
