@@ -145,7 +145,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BundleError(
-            f"{file} cannot be read as JSON ({error}); copy the model again"
+            f"{file} is not JSON ({error}); copy the model again"
         ) from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None

@@ -95,16 +95,18 @@ class Detector:
     ) -> None:
         self.preset, self.weights, self.settings = preset, weights, settings
         self.config: MethodConfig = make_config(self.method, preset, settings)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device
+        self.device_ = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folds < 0 or folds == 1:
             raise methods.ConfigError(f"folds={folds}: use 2 or more, or 0 for no thresholds")
         if not 0 < target_fpr < 1:
             raise methods.ConfigError(f"target_fpr={target_fpr}: use a share between 0 and 1")
         self.folds, self.target_fpr = folds, target_fpr
         self.batch_size, self.threads, self.max_megapixels = batch_size, threads, max_megapixels
+        self.progress = progress
         if isinstance(progress, bool):
             progress = Bars() if progress else Progress()
-        self.progress = progress
+        self._shows = progress
         self.bundle_: Bundle | None = None
         self.failures_: dict[str, Failure] = {}
 
@@ -134,7 +136,7 @@ class Detector:
         """
         train, val = _training(X, y)
         spec = self._spec(train)
-        method = self.method(self.config, weights=self.weights).to(self.device)
+        method = self.method(self.config, weights=self.weights).to(self.device_)
         self.failures_ = {}
         ids = [item.id for item in _items(train)]
         folds = None
@@ -149,7 +151,7 @@ class Detector:
             done = method.done(work)
         rest = train if not done else tuple(i for i in _items(train) if i.id not in done)
         stream = self._stream(rest, spec, "features", len(ids), len(done))
-        method.fit(stream, folds=folds, scratch=work, progress=self.progress)
+        method.fit(stream, folds=folds, scratch=work, progress=self._shows)
         held_out = method.held_out_
         if val:
             held_out = self._score_held_out(method, val, spec)
@@ -174,7 +176,7 @@ class Detector:
         """Memory, disk and time that ``fit`` on the same data would take."""
         train, val = _training(X, y)
         self._spec(train)
-        method = self.method(self.config, weights=self.weights).to(self.device)
+        method = self.method(self.config, weights=self.weights).to(self.device_)
         return method.plan(len(_items(train)), 0 if val else self.folds)
 
     def _spec(self, train: Any) -> InputSpec:
@@ -248,7 +250,7 @@ class Detector:
         image = torch.full((len(order),), float("nan"))
         full: torch.Tensor | None = None
         status, error = ["ok"] * len(order), [""] * len(order)
-        with self.progress.task("score", len(order), "images") as task:
+        with self._shows.task("score", len(order), "images") as task:
             for chunk in self._loader(source, spec):
                 for failure in chunk.failures:
                     at = order[failure.item.id]
@@ -307,6 +309,7 @@ class Detector:
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Constructor arguments, as scikit-learn's ``clone`` wants them."""
         names = ("preset", "weights", "device", "folds", "target_fpr", "batch_size", "threads")
+        names += ("max_megapixels", "progress")
         return {name: getattr(self, name) for name in names} | self.settings
 
     def set_params(self, **params: Any) -> Self:
@@ -348,7 +351,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Detec
     bundle = load_bundle(Path(path))
     detector = DETECTORS[bundle.method.name](bundle.preset, device=device)
     detector.config = bundle.method.config
-    bundle.method.to(detector.device)
+    bundle.method.to(detector.device_)
     detector.bundle_ = bundle
     return detector
 
@@ -362,7 +365,7 @@ class _Shown:
         self.owner, self.stream, self.name, self.total, self.done = owner, stream, name, total, done
 
     def __iter__(self) -> Iterator[Batch]:
-        with self.owner.progress.task(self.name, self.total, "images") as task:
+        with self.owner._shows.task(self.name, self.total, "images") as task:
             task.advance(self.done)
             for batch in self.stream:
                 yield batch

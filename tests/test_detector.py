@@ -16,7 +16,7 @@ from fundad_fast.methods import ConfigError
 
 
 def small(**more):
-    return fundad_fast.ReSAD(weights="untrained", folds=3, **{**SMALL, **more})
+    return fundad_fast.ReSAD(**{"weights": "untrained", "folds": 3, **SMALL, **more})
 
 
 def arrays(n, start=100):

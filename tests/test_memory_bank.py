@@ -77,9 +77,7 @@ def test_combined_features_are_the_sum_of_their_terms(terms):
     f = model.features.multilevel(model.features.backbone(x)).double()
     parts = {
         "F": f.permute(0, 2, 3, 1),
-        "R": ops.OPS["distance_filter"]
-        .reference(f, 2, "radius", "euclidean", "1-d/(r+1)", "sum1", "renormalise")
-        .permute(0, 2, 3, 1),
+        "R": ops.distance_filter(f, 2).permute(0, 2, 3, 1),
     }
     rows = f.flatten(2).transpose(1, 2)
     parts["P"] = (torch.softmax(rows @ rows.transpose(1, 2), 2) @ rows).view(parts["F"].shape)

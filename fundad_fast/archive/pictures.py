@@ -57,6 +57,7 @@ def _draw(run: Path, row: dict[str, Any], scale: dict[str, Any], threshold: floa
     if mask is not None and mask.shape != (height, width):
         mask = None  # its row says so; the picture is drawn without it
     fov = None if row["fov_r"] is None else (row["fov_cx"], row["fov_cy"], row["fov_r"])
+    file.parent.mkdir(parents=True, exist_ok=True)
     title = f"{row['id']}   score {row['score']:.4g}"
     if row["score_pct"] is not None:
         title += f"   {row['score_pct']:.0f}. percentile of healthy"
