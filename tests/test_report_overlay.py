@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 
 from fundad_fast.report import blend, overlay, save_overlay
-from fundad_fast.report.overlay import LESION_INK, THRESHOLD_INK, colour_ticks, outlines
+from fundad_fast.report.overlay import LESION_INK, THRESHOLD_INK, distinct_numbers, outlines
 
 SCALE = (1.0, 3.0)
 
@@ -251,10 +251,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_ticks_keep_different_values_apart() -> None:
-    assert colour_ticks([1, 2.5, 3]) == ["1", "2.5", "3"]
-    assert colour_ticks([1000.1, 1000.2]) == ["1000.1", "1000.2"]
-    assert colour_ticks([0.1 + 0.2, 0.3]) == ["0.30000000000000004", "0.29999999999999999"]
-    assert colour_ticks([2.0, 2.0]) == ["2", "2"]
+    assert distinct_numbers([1, 2.5, 3]) == ["1", "2.5", "3"]
+    assert distinct_numbers([1000.1, 1000.2]) == ["1000.1", "1000.2"]
+    assert distinct_numbers([0.1 + 0.2, 0.3]) == ["0.30000000000000004", "0.29999999999999999"]
+    assert distinct_numbers([2.0, 2.0]) == ["2", "2"]
 
 
 def test_outlines_include_holes() -> None:

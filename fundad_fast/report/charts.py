@@ -11,6 +11,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from fundad_fast.report.overlay import distinct_numbers
+
 Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 520, 306
@@ -62,8 +64,9 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
     for tick in _ticks(0, top, 4):
         parts.append(_grid_line(LEFT, y(tick), WIDTH - RIGHT, y(tick)))
         parts.append(_text(LEFT - 6, y(tick) + 4, f"{100 * tick:.3g}%", "end"))
-    for tick in _log_ticks(lo, hi) if log else _ticks(lo, hi, 6):
-        parts.append(_text(x(tick), HEIGHT - BOTTOM + 17, f"{tick:.4g}", "middle"))
+    ticks = _log_ticks(lo, hi) if log else _ticks(lo, hi, 6)
+    for tick, text in zip(ticks, distinct_numbers(ticks)):
+        parts.append(_text(x(tick), HEIGHT - BOTTOM + 17, text, "middle"))
     for s, share in zip(series, shares):
         steps = [f"M{x(edges[0]):.1f} {y(0):.1f}"]
         for i, value in enumerate(share):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from fundad_fast.report.overlay import colour_ticks, turbo_stops
+from fundad_fast.report.overlay import distinct_numbers, turbo_stops
 from fundad_fast.report.pictures import Picture
 from fundad_fast.report.run_files import Run
 from fundad_fast.report.sections import Rendered, number
@@ -153,7 +153,7 @@ def _colour_key(run: Run) -> str:
     if scale is None:
         return ""
     lo, hi = scale
-    texts = colour_ticks([lo, hi] if threshold is None else [lo, hi, threshold])
+    texts = distinct_numbers([lo, hi] if threshold is None else [lo, hi, threshold])
     stops = "".join(
         f'<stop offset="{i / 16:g}" stop-color="rgb({r},{g},{b})"/>'
         for i, (r, g, b) in enumerate(turbo_stops(17))

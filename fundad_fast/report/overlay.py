@@ -210,7 +210,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def colour_ticks(values: Sequence[float]) -> list[str]:
+def distinct_numbers(values: Sequence[float]) -> list[str]:
     """Short decimal forms in which different values stay different."""
     distinct = len(set(values))
     for digits in range(3, 18):
@@ -311,7 +311,7 @@ def _colour_bar(
 
     lo, hi = scale
     line = cv2.getTextSize("0", cv2.FONT_HERSHEY_SIMPLEX, font, 1)[0][1]
-    texts = colour_ticks([lo, hi] if threshold is None else [lo, hi, threshold])
+    texts = distinct_numbers([lo, hi] if threshold is None else [lo, hi, threshold])
     labels = texts[:2]
     if threshold is not None:
         side = " (above)" if threshold > hi else " (below)" if threshold < lo else ""
