@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data import Fov, Item, Prepared, ReadError, find_fov, fov_mask, read_image, read_mask
 from ..evaluation import PixelEvaluator, resample_map, resize_affine
+from ..evaluation.compare import Evaluated
 from ..evaluation.evaluate import ImageRecord, evaluate
 from ..progress import Progress
 from .folder import RunError, read_map, read_rows, read_run, replacing
@@ -35,42 +36,34 @@ def check_mask(item: Item, prepared: Prepared) -> tuple[str, str] | None:
     return None
 
 
-def evaluate_run(
+def collect_run(
     run: Path,
     items: Sequence[Item],
     *,
-    n_boot: int = 1000,
-    seed: int = 0,
     eval_size: int | None = None,
-    ap_chunk: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Metrics of a run folder against the labels and masks of its items; see ``metrics.json``.
+) -> Evaluated:
+    """What a run says and what is true, image by image and pixel by pixel.
 
     Maps are compared with masks at the masks' resolution, healthy images at their own. What the
     method leaves out of its field of view has the lowest score, 0.
 
     Args:
         run: a run folder with maps.
-        items: the data set; their ids are those of the rows.
-        n_boot, seed: of the intervals.
+        items: the data set; their ids are those of the rows. Rows of other ids are left out.
         eval_size: compare on a square grid of this side instead (the papers' protocols).
-        ap_chunk: add the chunked pixel AP.
         progress: told about the images.
     """
     facts = read_run(run)["model"]
     known = {item.id: item for item in items}
-    rows = list(read_rows(run))
-    stranger = next((row["id"] for row in rows if row["id"] not in known), None)
-    if stranger is not None:
-        raise RunError(f"{run} holds {stranger!r}, which is not in this data set; score it anew")
+    rows = [row for row in read_rows(run) if row["id"] in known]
+    if not rows:
+        raise RunError(f"{run} holds none of this data set's images; score them first")
     thresholds = facts["thresholds"]
-    image_threshold = (thresholds.get("image") or {}).get("value")
-    pixel_threshold = (thresholds.get("pixel") or {}).get("value")
-    with_masks = any(item.mask_path is not None for item in items)
     pixels = None
-    if with_masks and any(row["map_path"] for row in rows):
-        pixels = PixelEvaluator(pixel_threshold=pixel_threshold, eval_size=eval_size)
+    if any(item.mask_path is not None for item in items) and any(r["map_path"] for r in rows):
+        limit = (thresholds.get("pixel") or {}).get("value")
+        pixels = PixelEvaluator(pixel_threshold=limit, eval_size=eval_size)
     records = []
     with (progress or Progress()).task("evaluate", len(rows), "images") as task:
         for row in rows:
@@ -88,10 +81,32 @@ def evaluate_run(
             if pixels is not None and row["map_path"] is not None:
                 _add_pixels(pixels, run, row, item, facts["input_spec"])
             task.advance()
+    return Evaluated(records, pixels, (thresholds.get("image") or {}).get("value"))
+
+
+def evaluate_run(
+    run: Path,
+    items: Sequence[Item],
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    eval_size: int | None = None,
+    ap_chunk: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of a run folder against the labels and masks of its items: ``metrics.json``.
+
+    Args:
+        run, items, eval_size, progress: as for ``collect_run``.
+        n_boot, seed: of the intervals.
+        ap_chunk: add the chunked pixel AP.
+    """
+    facts = read_run(run)["model"]
+    found = collect_run(run, items, eval_size=eval_size, progress=progress)
     return evaluate(
-        records,
-        pixels,
-        image_threshold=image_threshold,
+        found.records,
+        found.pixels,
+        image_threshold=found.image_threshold,
         n_boot=n_boot,
         seed=seed,
         ap_chunk=ap_chunk,
