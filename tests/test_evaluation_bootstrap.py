@@ -119,6 +119,9 @@ def lesion_cohort(seed=0, n=24, size=96, gain=1.0, rare=False):
                     r = rng.uniform(1, 2 if t == "MA" else 5)
                     mask |= (yy - y) ** 2 + (xx - x) ** 2 <= r**2
         union = masks["MA"] | masks["HE"]
+        # Annotated anatomy, no lesion: outside the union, and where scores are high.
+        masks["OD"] = (yy - size / 2) ** 2 + (xx - size / 3) ** 2 <= (size / 6) ** 2
+        score += masks["OD"] & ~union
         images.append((score + gain * union, union, fov, masks))
     return images
 
@@ -143,11 +146,33 @@ def test_binned_pixels_are_within_a_thousandth(mode, rare):
     pixels = filled(lesion_cohort(rare=rare), mode=mode)
     histograms = pixels.histograms()
     once = np.ones((1, len(pixels)))
-    cells = [("", "all"), ("", "fov"), ("", "abnormal"), ("MA", "all"), ("HE", "fov")]
+    cells = [
+        ("", "all"),
+        ("", "fov"),
+        ("", "abnormal"),
+        ("MA", "all"),
+        ("OD", "all"),
+        ("OD", "fov"),
+    ]
     binned = pixels.resampled(histograms, cells, once)
     for cell in cells:
         for name, value in pixels.point(cell).items():
             assert binned[cell, name][0] == pytest.approx(float(value), abs=1e-3), (cell, name)
+
+
+def test_bins_hold_little_of_pixels_and_of_lesions():
+    # Nearly all lesion pixels lie in one large lesion, nearly all lesions in few pixels.
+    rng = np.random.default_rng(0)
+    mask = np.zeros((400, 500), bool)
+    mask[:, :250] = True
+    mask[5::10, 260::10] = True
+    pixels = PixelEvaluator()
+    pixels.add("a", rng.normal(size=mask.shape), mask)
+    columns = pixels.histograms().targets[""].columns.sum(axis=1)
+    assert (columns[0] + columns[1]).max() < 1.1 / 2048 * mask.sum()
+    lesions = 1 + mask[:, 250:].sum()
+    assert columns[2].max() <= 2.01  # of 961 lesions; 1024 quantiles
+    assert columns[2].sum() == pytest.approx(lesions)
 
 
 @pytest.mark.parametrize("mode", ["exact", "streaming"])
@@ -155,9 +180,9 @@ def test_a_resample_is_the_repeated_images(mode):
     images = lesion_cohort(seed=2, n=12)
     times = np.array([0, 2, 1, 1, 0, 3, 2, 1, 1, 1, 0, 1])
     pixels = filled(images, mode=mode)
-    got = pixels.resampled(pixels.histograms(), [("", "all"), ("HE", "fov")], times[None] * 1.0)
+    got = pixels.resampled(pixels.histograms(), [("", "all"), ("OD", "fov")], times[None] * 1.0)
     repeated = filled([images[i] for i in np.repeat(np.arange(12), times)], mode=mode)
-    for cell in [("", "all"), ("HE", "fov")]:
+    for cell in [("", "all"), ("OD", "fov")]:
         for name, value in repeated.point(cell).items():
             assert got[cell, name][0] == pytest.approx(float(value), abs=1e-3), (cell, name)
 

@@ -15,6 +15,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from fundad_fast.evaluation.curves import sensitivity_at_specificity
 from fundad_fast.evaluation.image_metrics import DEFINITIONS, image_metrics, image_values
 
 
@@ -79,6 +80,16 @@ def test_sensitivity_at_95_percent_specificity_by_hand():
     # With 19 healthy none may lie above.
     value = image_metrics(healthy[1:] + [30, 18.5, 18, 3], labels[1:], n_boot=0)
     assert value["image_sensitivity_at_specificity_95"].value == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("specificity", [0.9, 0.8, 0.7, 0.6])
+def test_wanted_specificity_may_be_met_exactly(specificity):
+    # 1 - 0.9 is less than 0.1 in binary: one healthy of ten above must still be allowed.
+    healthy = round(10 * (1 - specificity))
+    pos = np.array([0.0] * healthy + [1, 0])
+    neg = np.array([1.0] * healthy + [0, 10 - healthy])
+    assert sensitivity_at_specificity(pos, neg, specificity) == 1
+    assert sensitivity_at_specificity(pos, neg, specificity + 0.01) == 0
 
 
 def test_threshold_is_strict_and_float32_scores_are_not_rounded():

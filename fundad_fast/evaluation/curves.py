@@ -93,7 +93,7 @@ def balanced_accuracy_youden(pos: ArrayLike, neg: ArrayLike) -> Floats:
     The threshold is chosen on the very images it is judged on, so this flatters every method.
     """
     tpr, fpr = _rates(pos, neg)
-    return (1 + np.max(tpr - fpr, axis=-1).clip(0)) / 2
+    return (1 + np.max(tpr - fpr, axis=-1)) / 2  # J is 0 where all are called, so never negative
 
 
 def sensitivity_at_specificity(pos: ArrayLike, neg: ArrayLike, specificity: float) -> Floats:
