@@ -60,6 +60,17 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.attr("has_openmp") = false;
 #endif
 
+  m.def(
+      "short_picture",
+      [](Address x, Size n, Size d, Address center, Address axes, Size p, double scale, Address z,
+         Isa isa, int threads) {
+        return fundad::cpu::short_picture({at<const float>(x), n, d, at<const double>(center),
+                                           at<const double>(axes), p, scale, at<float>(z)},
+                                          isa, threads);
+      },
+      arg("x"), arg("n"), arg("d"), arg("center"), arg("axes"), arg("p"), arg("scale"), arg("z"),
+      arg("isa"), arg("threads"), no_gil());
+
   py::class_<KCenter>(m, "KCenter", "A greedy k-centre in progress; see fundad/kcenter.h.")
       .def(py::init(&make_kcenter), arg("x"), arg("n"), arg("d"), arg("z"), arg("p"), arg("scale"),
            arg("slack"), arg("picks"), arg("count"), arg("isa"), arg("threads"), no_gil())

@@ -5,8 +5,10 @@
 
 #include "kcenter-inl.h"
 #include "nearest-inl.h"
+#include "picture-inl.h"
 
 namespace fundad::cpu::FUNDAD_ISA {
 extern const Kernels table;
-const Kernels table{kcenter_candidates, kcenter_apply, nearest_begin, nearest_pack, nearest_search};
+const Kernels table{picture,       kcenter_candidates, kcenter_apply,
+                    nearest_begin, nearest_pack,       nearest_search};
 }  // namespace fundad::cpu::FUNDAD_ISA

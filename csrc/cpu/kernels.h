@@ -4,14 +4,16 @@
 #include <cstdint>
 
 #include "fundad/isa.h"
+#include "fundad/kcenter.h"
 #include "fundad/nearest.h"
 
 namespace fundad::cpu {
 
-constexpr std::int64_t kLeafRows = 64;   // rows of a leaf of the k-centre tree
-constexpr std::int64_t kPickBlock = 32;  // picks tested against a ball at a time
-constexpr std::int64_t kTileRows = 64;   // rows of a packed tile of a bank
-constexpr std::int64_t kQueryGroup = 6;  // queries multiplied with a tile at a time
+constexpr std::int64_t kLeafRows = 64;    // rows of a leaf of the k-centre tree
+constexpr std::int64_t kPickBlock = 32;   // picks tested against a ball at a time
+constexpr std::int64_t kPictureRows = 6;  // rows projected at a time
+constexpr std::int64_t kTileRows = 64;    // rows of a packed tile of a bank
+constexpr std::int64_t kQueryGroup = 6;   // queries multiplied with a tile at a time
 
 // A packed tile: d rows of kTileRows floats (a coordinate of each bank row, around the centre),
 // then kTileRows half squared norms, then the largest norm, padded to a cache line.
@@ -44,6 +46,9 @@ struct KCenterView {
 };
 
 struct Kernels {
+  // Rows [lo, hi) of a short picture; scratch holds kPictureRows * d doubles. Returns the largest
+  // squared norm.
+  double (*picture)(const PictureArgs&, std::int64_t lo, std::int64_t hi, double* scratch);
   // Picks [from, to) that may lower a row of a leaf, unsorted; returns how many.
   std::int64_t (*kcenter_candidates)(const KCenterView&, std::int64_t leaf, std::int64_t from,
                                      std::int64_t to, Near* out);

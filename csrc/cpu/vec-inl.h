@@ -31,9 +31,19 @@ inline Floats load(const float* p) {
   return v;
 }
 
+inline Doubles load(const double* p) {
+  Doubles v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
+inline void store(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
+
 inline Floats spread(float x) { return x - Floats{}; }
+
+inline Doubles spread(double x) { return x - Doubles{}; }
 
 // kLanes / 2 floats, as doubles.
 inline Doubles widen(const float* p) {
@@ -49,6 +59,16 @@ inline Floats fma(Floats a, Floats b, Floats c) {
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Doubles fma(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
   return a * b + c;
 #endif

@@ -9,9 +9,28 @@
 
 namespace fundad::cpu {
 
+// Fewer coordinates of the rows of x [n,d]: their projection on orthonormal axes, and the norm of
+// what is left. By the triangle inequality two such norms differ by no more than the rests are
+// apart, so distances may shrink but not grow.
+//
+// center [d]; axes [d,p], orthonormal columns (or zero ones) divided by `scale`, p % 32 == 0
+// -> z [n,p+1] in units of `scale`. Computed in float64, then rounded.
+struct PictureArgs {
+  const float* x;
+  std::int64_t n, d;
+  const double* center;
+  const double* axes;
+  std::int64_t p;
+  double scale;
+  float* z;
+};
+
+// Returns the largest |z_i|.
+double short_picture(const PictureArgs& args, Isa isa, int threads);
+
 // x [n,d], row-major, finite.
 //
-// z [n,p+1], row-major, is a short picture of x that may shrink distances but not stretch them:
+// z [n,p+1], row-major, is a short picture of x:
 //   |z_i - z_j| <= |x_i - x_j| / scale + slack   for all i, j;   |z_i| about 1 at most; p % 8 == 0.
 // It decides only what is skipped. Every distance that decides a pick is taken between rows of x,
 // in float64 and in one order of summation, so the picks do not depend on z, the instruction set or
