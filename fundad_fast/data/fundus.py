@@ -302,9 +302,8 @@ def _fit(foreground: np.ndarray) -> _Fit | None:
     needed = _MIN_SUPPORT if arc >= 120 else _MIN_SUPPORT_OF_SHORT_ARC
     if support < needed or iou < _MIN_IOU or arc < _MIN_ARC:
         return None
-    # The contour runs through the outermost pixels' centres; their edge lies half a pixel out.
-    box = (int(left), int(top), int(right), int(bottom))
-    return _Fit(cx, cy, r + 0.5, box, (support + iou) / 2)
+    # The contour runs through the outermost pixels that the disc touches at all: on its edge.
+    return _Fit(cx, cy, r, (int(left), int(top), int(right), int(bottom)), (support + iou) / 2)
 
 
 def _largest_region(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
