@@ -4,6 +4,8 @@
 from . import _adapt
 from ._registry import OPS, Choice, choices
 from .distance_filter import distance_filter
+from .kcenter import KCenterState, kcenter, kcenter_state
+from .nearest import NearestPrepared, nearest, nearest_prepare
 from .poisson_blend import poisson_blend
 from .self_attention import self_attention
 
@@ -12,9 +14,15 @@ build = _adapt.build
 __all__ = [
     "OPS",
     "Choice",
+    "KCenterState",
+    "NearestPrepared",
     "build",
     "choices",
     "distance_filter",
+    "kcenter",
+    "kcenter_state",
+    "nearest",
+    "nearest_prepare",
     "poisson_blend",
     "self_attention",
     "status",

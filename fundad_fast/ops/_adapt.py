@@ -80,12 +80,14 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def threads() -> int:
+def threads(work: float) -> int:
     """How many threads a native call may use.
 
-    One after a fork: the pool of OpenMP threads does not survive it and the child would hang.
+    One if there are fewer than four million multiplications to do, because waking others may take
+    longer; one after a fork, because the pool of OpenMP threads does not survive it and the child
+    would hang.
     """
-    return 1 if _forked else torch.get_num_threads()
+    return 1 if _forked or work < 4e6 else torch.get_num_threads()
 
 
 def isa() -> Any:

@@ -242,16 +242,17 @@ class _NativeEngine:
     def __init__(self, x: Tensor, picks: Tensor) -> None:
         self._x = x  # the native object points into it
         (n, d), z, scale, slack = x.shape, *short_picture(x)
+        self._work = 8 * n * d
         self._search = _adapt.native().KCenter(
             *(x.data_ptr(), n, d, z.data_ptr(), z.shape[1] - 1, scale, slack),
-            *(picks.data_ptr(), len(picks), _adapt.isa(), _adapt.threads()),
+            *(picks.data_ptr(), len(picks), _adapt.isa(), _adapt.threads(self._work)),
         )
         self._count = len(picks)
 
     def advance(self, k: int) -> None:
         step = 512  # so that Ctrl-C is heard
         for count in [*range(self._count + step, k, step), k]:
-            self._search.advance(count, _adapt.threads())
+            self._search.advance(count, _adapt.threads(self._work))
             self._count = count
 
     def picks(self) -> Tensor:
@@ -261,7 +262,7 @@ class _NativeEngine:
 
     def radius2(self) -> Tensor:
         radius2 = torch.empty(len(self._x), dtype=torch.float32)
-        self._search.radius2(radius2.data_ptr(), _adapt.threads())
+        self._search.radius2(radius2.data_ptr(), _adapt.threads(self._work))
         return radius2
 
 
@@ -292,7 +293,7 @@ def short_picture(x: Tensor) -> tuple[Tensor, float, float]:
     z = torch.empty(n, p + 1)
     largest = _adapt.native().short_picture(
         *(x.data_ptr(), n, d, center.data_ptr(), axes.data_ptr(), p, scale, z.data_ptr()),
-        *(_adapt.isa(), _adapt.threads()),
+        *(_adapt.isa(), _adapt.threads(n * d * p)),
     )
     shrink = _power_of_two(largest)
     z /= shrink

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nearest rows of a memory bank, exactly.
+
+Products of queries and rows find the rows that may be nearest; |q|^2 + |b|^2 - 2 q.b has lost too
+many digits to decide between them, or to be returned. What decides, and what is returned, is the
+sum of squared differences in float64, of every row that rounding may have put in the wrong place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _adapt
+from ._registry import Op
+
+
+@dataclass(frozen=True)
+class NearestPrepared:
+    """What is computed of a bank once; plain tensors, to be kept beside it.
+
+    Attributes:
+        center: ``[d]`` float32, a point amid the bank; products around it lose fewer digits.
+        norm2: ``[n]`` float32, the squared distance of each row to it.
+    """
+
+    center: Tensor
+    norm2: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, to be saved."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> NearestPrepared:
+        """Rebuild from :meth:`tensors`; other names are ignored.
+
+        Raises:
+            ValueError: a tensor is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in tensors]:
+            raise ValueError(f"nearest: a prepared bank lacks {', '.join(missing)}; prepare again")
+        return cls(**{name: tensors[name] for name in names})
+
+    def to(self, device: torch.device | str) -> NearestPrepared:
+        """The same on another device."""
+        return NearestPrepared(self.center.to(device), self.norm2.to(device))
+
+
+def nearest_prepare(bank: Tensor) -> NearestPrepared:
+    """Compute once what every search in a bank needs.
+
+    Args:
+        bank: ``[n, d]`` rows of a floating type, ``n, d >= 1``, finite as float32.
+
+    Raises:
+        ValueError: the shape is another, or a value is not finite.
+    """
+    _check_bank(bank)
+    low, high = bank.detach().float().aminmax()  # NaN shows in both
+    if not (torch.isfinite(low) & torch.isfinite(high)):
+        raise ValueError("nearest: the bank has values that are not finite as float32")
+    center = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
+    for rows in bank.detach().split(8192):
+        center += rows.sum(0, dtype=torch.float64) / len(bank)
+    center = center.float()
+    norm2 = [
+        (rows.float() - center).square().sum(1, dtype=torch.float64).float()
+        for rows in bank.detach().split(8192)
+    ]
+    return NearestPrepared(center, torch.cat(norm2))
+
+
+def nearest(
+    q: Tensor, bank: Tensor, k: int = 1, prepared: NearestPrepared | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the ``k`` nearest rows of a bank for each query.
+
+    Distances are differentiable with respect to queries and bank. The results for a query do not
+    depend on the other queries.
+
+    Args:
+        q: ``[m, d]`` queries of a floating type, compared as float32 values. A query that is not
+            finite gets NaN distances, and the rows 0 to k-1.
+        bank: ``[n, d]`` rows of a floating type, ``n, d >= 1``, finite as float32.
+        k: how many, ``1 <= k <= n``.
+        prepared: from :func:`nearest_prepare` of the same bank; made anew if not given.
+
+    Returns:
+        ``[m, k]`` float32 squared L2 distances in ascending order, and ``[m, k]`` int64 row
+        numbers; the lowest index wins ties.
+
+    Raises:
+        ValueError: the arguments do not fit, or the bank is not finite.
+    """
+    ready = [] if prepared is None else [prepared.center, prepared.norm2]
+    return torch.ops.fundad.nearest(q, bank, k, ready)
+
+
+def reference(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    dist2 = (q.float().double()[:, None] - bank.float().double()[None]).square().sum(-1)
+    usable = q.float().isfinite().all(1)
+    dist2[~usable] = 0  # makes the order that of the indices
+    dist2, index = (t[:, :k] for t in dist2.sort(dim=1, stable=True))
+    return torch.where(usable[:, None], dist2, math.nan), index
+
+
+def _check_bank(bank: Tensor) -> None:
+    torch._check_value(
+        bank.dim() == 2 and bank.is_floating_point(),
+        lambda: f"nearest: want bank [n,d] of a floating type, got {list(bank.shape)} {bank.dtype}",
+    )
+    n, d = bank.shape
+    torch._check_value(n >= 1, lambda: "nearest: want n >= 1, the bank is empty")
+    torch._check_value(d >= 1, lambda: "nearest: want d >= 1, got rows without features")
+
+
+def fake(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    _check_bank(bank)
+    n, d = bank.shape
+    torch._check_value(
+        q.dim() == 2 and q.is_floating_point(),
+        lambda: f"nearest: want q [m,d] of a floating type, got {list(q.shape)} {q.dtype}",
+    )
+    torch._check_value(
+        q.shape[1] == d, lambda: f"nearest: want q [m,{d}] for this bank, got {list(q.shape)}"
+    )
+    for name, tensor in zip(("bank", "prepared", "prepared"), (bank, *prepared)):
+        torch._check_value(
+            tensor.device == q.device,
+            lambda: f"nearest: q is on {q.device}, {name} on {tensor.device}",  # noqa: B023
+        )
+    torch._check_value(k >= 1, lambda: f"nearest: want k >= 1, got k={k}")
+    torch._check_value(k <= n, lambda: f"nearest: want k <= n, got k={k} of {n} rows")
+    shapes = [list(t.shape) for t in prepared]
+    torch._check_value(
+        shapes in ([], [[d], [n]]),
+        lambda: f"nearest: the bank is [{n},{d}], prepared was another: {shapes}",
+    )
+    m = q.shape[0]
+    return q.new_empty((m, k), dtype=torch.float32), q.new_empty((m, k), dtype=torch.int64)
+
+
+def samples() -> dict[str, tuple[Any, ...]]:
+    g = torch.Generator().manual_seed(0)
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    def ready(bank: Tensor) -> list[Tensor]:
+        return list(nearest_prepare(bank).tensors().values())
+
+    odd, far, bank = rows(53, 70), rows(40, 16) + 1000, rows(300, 33)
+    holes = rows(9, 12)
+    holes[2, 3], holes[8, 0] = math.nan, math.inf
+    tie = torch.ones(300, 5)
+    tie[7], tie[250:] = 3, 2
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 4)
+    return {
+        "odd": (rows(37, 70), odd, 1, []),
+        "prepared": (rows(101, 33), bank, 3, ready(bank)),
+        "all_rows": (rows(7, 33), bank, 300, []),
+        "large": (rows(130, 24), rows(20000, 24), 2, []),
+        "one": (rows(1, 9), rows(1, 9), 1, []),
+        "one_column": (rows(20, 1), rows(50, 1), 4, []),
+        "no_query": (rows(0, 4), rows(5, 4), 2, []),
+        "all_equal": (torch.zeros(8, 8), torch.zeros(200, 8), 5, []),
+        "wide_tie": (torch.ones(3, 5), tie, 260, []),
+        "grid": (grid[::7] + 0.5, grid, 20, []),
+        "far_from_origin": (far, torch.cat([far, far + 0.01]), 2, []),
+        "own_rows": (odd, odd.repeat(3, 1), 3, []),
+        "two_clouds": (rows(50, 20), torch.cat([rows(80, 20), rows(80, 20) + 1e4]), 100, []),
+        "huge": (rows(20, 40) * 1e18, rows(90, 40) * 1e18, 4, []),
+        "tiny": (rows(20, 40) * 1e-22, rows(90, 40) * 1e-22, 4, []),
+        "not_finite": (holes, rows(30, 12), 3, []),
+        "transposed": (rows(12, 30).T, rows(12, 80).T, 2, []),
+        "every_other": (rows(60, 24)[::2, ::2], rows(90, 24)[1::3, ::2], 2, []),
+        "float16": (rows(20, 12).half(), rows(70, 12), 2, []),
+        "bfloat16": (rows(20, 12), rows(70, 12).bfloat16(), 2, []),
+        "float64": (rows(20, 12).double(), rows(70, 12).double(), 2, []),
+    }
+
+
+def bad() -> dict[str, tuple[tuple[Any, ...], str]]:
+    q, bank = torch.ones(2, 3), torch.ones(4, 3)
+    hole = bank.clone()
+    hole[1, 2] = math.nan
+    return {
+        "nan_in_bank": ((q, hole, 1, []), "bank has values that are not finite"),
+        "inf_in_bank": ((q, hole.nan_to_num(math.inf), 1, []), "not finite"),
+        "no_rows": ((q, bank[:0], 1, []), "the bank is empty"),
+        "no_columns": ((q[:, :0], bank[:, :0], 1, []), "without features"),
+        "no_neighbours": ((q, bank, 0, []), "want k >= 1"),
+        "more_than_rows": ((q, bank, 5, []), "k=5 of 4 rows"),
+        "other_features": ((q[:, :2], bank, 1, []), r"want q \[m,3\]"),
+        "vector": ((q[0], bank, 1, []), r"got \[3\]"),
+        "bank_vector": ((q, bank[0], 1, []), r"want bank \[n,d\]"),
+        "integers": ((q.int(), bank, 1, []), "int32"),
+        "other_prepared": ((q, bank, 1, [bank[0], bank[:3, 0]]), "prepared was another"),
+    }
+
+
+def check(args: tuple[Any, ...], got: Any, want: Any) -> None:
+    """Rounding to float32 is all that may differ; rows at equal distance come lowest first."""
+    q, bank = (t.float().double() for t in args[:2])
+    dist2, index = got
+    assert dist2.dtype == torch.float32
+    assert index.dtype == torch.int64
+    torch.testing.assert_close(
+        dist2, want[0].float(), rtol=3e-7, atol=1e-44, equal_nan=True, check_device=False
+    )
+    for i, j in torch.nonzero(index != want[1]).tolist():  # a tie that float64 sums may turn round
+        mine, other = (bank[rows[i, j]] for rows in (index, want[1]))
+        assert not torch.equal(mine, other), "the lowest index wins ties"
+        apart = [float((q[i] - row).square().sum()) for row in (mine, other)]
+        assert math.isclose(*apart, rel_tol=1e-13), "another row is nearer"
+        exact = bool((bank == bank.round()).all() and (2 * q[i] == (2 * q[i]).round()).all())
+        assert not exact, "the lowest index wins ties"
+
+
+op = Op(
+    "nearest",
+    "(Tensor q, Tensor bank, int k, Tensor[] prepared) -> (Tensor, Tensor)",
+    reference=reference,
+    fake=fake,
+    samples=samples,
+    check=check,
+    bad=bad,
+)
+
+
+def _native_arguments(
+    q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]
+) -> tuple[list[Tensor], list[int]]:
+    """The tensors, which must outlive the call, and the numbers that the native code takes."""
+    center = prepared[0] if prepared else nearest_prepare(bank).center
+    q, bank, center = (_adapt.dense(t) for t in (q, bank, center))
+    dist2, index = fake(q, bank, k, [])
+    scratch = torch.empty_like(dist2, dtype=torch.float64)
+    (m, d), n = q.shape, len(bank)
+    numbers = [t.data_ptr() for t in (q, bank, center)] + [m, n, d, k]
+    numbers += [t.data_ptr() for t in (scratch, dist2, index)]
+    return [dist2, index, q, bank, center, scratch], numbers
+
+
+@op.backend("cpu", _adapt.no_cpu)
+def _cpu(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    tensors, numbers = _native_arguments(q, bank, k, prepared)
+    work = len(q) * len(bank) * q.shape[1]
+    _adapt.native().nearest_cpu(*numbers, _adapt.isa(), _adapt.threads(work))
+    return tensors[0], tensors[1]
+
+
+@op.backend("torch")
+def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Blocks of products, then a closer look; memory stays within a few hundred megabytes."""
+    center, norm2 = prepared or nearest_prepare(bank).tensors().values()
+    q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, center, norm2))
+    pairs = 2**21 if q.device.type == "cpu" else 2**25
+    usable = q.isfinite().all(1)
+    q = torch.where(usable[:, None], q, center)
+    best = torch.full((len(q), k), math.inf, dtype=torch.float64, device=q.device)
+    index = torch.full((len(q), k), len(bank), device=q.device)
+    rows_at_once = 8192
+    for first in range(0, len(bank), rows_at_once):
+        rows = bank[first : first + rows_at_once]
+        half = norm2[first : first + rows_at_once] / 2
+        for lo in range(0, len(q), max(1, pairs // len(rows))):
+            part = slice(lo, lo + max(1, pairs // len(rows)))
+            query, near = _candidates(q[part], best[part, -1], rows, half, center, k)
+            found = best.new_empty(len(query))
+            for some in torch.arange(len(query), device=q.device).split(pairs // q.shape[1] + 1):
+                gap = q[part][query[some]].double() - rows[near[some]]
+                found[some] = gap.square_().sum(1)
+            best[part], index[part] = _merge(best[part], index[part], query, found, near + first)
+    best[~usable] = math.nan
+    index[~usable] = torch.arange(k, device=q.device)
+    return best.float(), index
+
+
+def _candidates(
+    q: Tensor, worst: Tensor, rows: Tensor, half: Tensor, center: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Numbers of queries and of rows that may be nearer than the query's worst, in that order.
+
+    The product of a pair is off by no more than ``loss``, and centring moves a distance by no more
+    than ``slack``; see csrc/cpu/nearest-inl.h for the same bounds.
+    """
+    unit = 2.0**-24
+    d = q.shape[1]
+    away = center - q
+    product = torch.addmm(half, away, (rows - center).T)  # half |row|^2 - <query, row>
+    size2 = away.square().sum(1, dtype=torch.float64)
+    size = size2.sqrt() * (1 + 1e-6)
+    largest = half.double().max().mul(2).sqrt() * (1 + 1e-6)
+    slack = 2 * unit * (size + largest)
+    loss = 1.01 * (d + 8) * (unit * (size + largest) * largest + 1.2e-38)
+    loss += _product_loss(q) * size * largest
+    if len(rows) >= k:  # the k rows with the smallest products are nearer than this
+        kth = product.topk(k, dim=1, largest=False, sorted=True).values[:, -1]
+        reach2 = (size2 * (1 + 4e-6) + 2 * (kth + loss)).clamp_min(0)
+        worst = torch.minimum(worst, (reach2.sqrt() + slack).square())
+    limit = ((worst.sqrt() + slack).square() - size2 * (1 - 4e-6)) / 2 + loss
+    limit = (limit + limit.abs() * 2 * unit).float()
+    sure = (product >= limit[:, None]) & (limit.isfinite() & (size + largest < 1e18))[:, None]
+    query, near = torch.nonzero(~sure, as_tuple=True)
+    return query, near
+
+
+def _product_loss(q: Tensor) -> float:
+    """The relative error of a product's factors where torch may round them (TF32, bfloat16)."""
+    return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-7
+
+
+def _merge(
+    best: Tensor, index: Tensor, query: Tensor, found: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The k best of those so far and those found, by distance and then by index."""
+    m, k = best.shape
+    owner = torch.arange(m, device=best.device).repeat_interleave(k)
+    owner, dist2 = torch.cat([owner, query]), torch.cat([best.flatten(), found])
+    rows = torch.cat([index.flatten(), rows])
+    # Earlier rows stand first, and stable sorts keep it so among equals.
+    order = dist2.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    counts = torch.bincount(query, minlength=m) + k
+    start = counts.cumsum(0) - counts
+    take = order[start[:, None] + torch.arange(k, device=best.device)]
+    return dist2[take], rows[take]
+
+
+# After torch's form: one bank row at a time, until a kernel that has been measured takes its place.
+@op.backend("cuda", _adapt.no_cuda)
+def _cuda(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(q):
+        tensors, numbers = _native_arguments(q, bank, k, prepared)
+        _adapt.native().nearest_cuda(*numbers, _adapt.stream(q))
+    return tensors[0], tensors[1]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], inputs[1], output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, bank, index = ctx.saved_tensors
+    step = 2 * grad[:, :, None] * (q[:, None].float() - bank[index].float())  # [m,k,d]
+    to_q = step.sum(1).to(q.dtype) if ctx.needs_input_grad[0] else None
+    to_bank = None
+    if ctx.needs_input_grad[1]:
+        total = torch.zeros_like(bank, dtype=torch.float32)
+        total.index_add_(0, index.flatten(), -step.flatten(0, 1))
+        to_bank = total.to(bank.dtype)
+    return to_q, to_bank, None, None
+
+
+op.autograd(_backward, _save)
