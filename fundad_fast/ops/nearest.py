@@ -22,13 +22,15 @@ from ._registry import Op
 
 @dataclass(frozen=True)
 class NearestPrepared:
-    """What is computed of a bank once; plain tensors, to be kept beside it.
+    """A bank, and what is computed of it once; plain tensors, to be kept.
 
     Attributes:
+        rows: ``[n, d]`` contiguous float32, the bank itself; shared with it where it is that.
         center: ``[d]`` float32, a point amid the bank; products around it lose fewer digits.
         norm2: ``[n]`` float32, the squared distance of each row to it.
     """
 
+    rows: Tensor
     center: Tensor
     norm2: Tensor
 
@@ -50,7 +52,7 @@ class NearestPrepared:
 
     def to(self, device: torch.device | str) -> NearestPrepared:
         """The same on another device."""
-        return NearestPrepared(self.center.to(device), self.norm2.to(device))
+        return NearestPrepared(**{name: t.to(device) for name, t in self.tensors().items()})
 
 
 def nearest_prepare(bank: Tensor) -> NearestPrepared:
@@ -63,18 +65,16 @@ def nearest_prepare(bank: Tensor) -> NearestPrepared:
         ValueError: the shape is another, or a value is not finite.
     """
     _check_bank(bank)
-    low, high = bank.detach().float().aminmax()  # NaN shows in both
+    rows = _adapt.dense(bank)
+    low, high = rows.aminmax()  # NaN shows in both
     if not (torch.isfinite(low) & torch.isfinite(high)):
         raise ValueError("nearest: the bank has values that are not finite as float32")
     center = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
-    for rows in bank.detach().split(8192):
-        center += rows.sum(0, dtype=torch.float64) / len(bank)
+    for part in rows.split(8192):
+        center += part.double().sum(0) / len(rows)
     center = center.float()
-    norm2 = [
-        (rows.float() - center).square().sum(1, dtype=torch.float64).float()
-        for rows in bank.detach().split(8192)
-    ]
-    return NearestPrepared(center, torch.cat(norm2))
+    norm2 = [(part - center).double().square().sum(1).float() for part in rows.split(8192)]
+    return NearestPrepared(rows, center, torch.cat(norm2))
 
 
 def nearest(
@@ -154,7 +154,8 @@ def samples() -> dict[str, tuple[Any, ...]]:
         return torch.randn(*shape, generator=g)
 
     def ready(bank: Tensor) -> list[Tensor]:
-        return list(nearest_prepare(bank).tensors().values())
+        made = nearest_prepare(bank)
+        return [made.center, made.norm2]
 
     odd, far, bank = rows(53, 70), rows(40, 16) + 1000, rows(300, 33)
     holes = rows(9, 12)
@@ -260,8 +261,10 @@ def _cpu(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[T
 @op.backend("torch")
 def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Blocks of products, then a closer look; memory stays within a few hundred megabytes."""
-    center, norm2 = prepared or nearest_prepare(bank).tensors().values()
-    q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, center, norm2))
+    if not prepared:
+        made = nearest_prepare(bank)
+        prepared = [made.center, made.norm2]
+    q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, *prepared))
     pairs = 2**21 if q.device.type == "cpu" else 2**25
     usable = q.isfinite().all(1)
     q = torch.where(usable[:, None], q, center)
