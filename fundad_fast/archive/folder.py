@@ -47,9 +47,10 @@ def row_schema() -> Any:
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("fov_status", pa.string()),
-            ("fov_cx", pa.float32()),
-            ("fov_cy", pa.float32()),
-            ("fov_r", pa.float32()),
+            ("fov_cx", pa.float64()),
+            ("fov_cy", pa.float64()),
+            ("fov_r", pa.float64()),
+            ("fov_box", pa.list_(pa.int32())),  # left, top, right, bottom of the lit part
             ("score", pa.float32()),
             ("score_pct", pa.float32()),
             ("pred_label", pa.int8()),

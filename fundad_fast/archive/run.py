@@ -211,5 +211,6 @@ def _row(
                 "fov_cx": fov.cx,
                 "fov_cy": fov.cy,
                 "fov_r": fov.r,
+                "fov_box": list(fov.box),
             }
     return row

@@ -151,9 +151,10 @@ def _field_of_view(
     row: dict[str, Any], shape: tuple[int, int], spec: dict[str, Any]
 ) -> np.ndarray | None:
     """Where scores count, at the mask's resolution; found here where the model did not look."""
-    fov = Fov.missing(row["height"], row["width"])
+    height, width = row["height"], row["width"]
     if spec["fov"] == "auto":
-        fov = Fov(row["fov_status"], row["fov_cx"], row["fov_cy"], row["fov_r"])
+        circle = (row["fov_status"], row["fov_cx"], row["fov_cy"], row["fov_r"])
+        fov = Fov(*circle, tuple(row["fov_box"]), height, width)
     else:
         try:
             fov = find_fov(read_image(row["path"]))
@@ -161,7 +162,7 @@ def _field_of_view(
             return None
     if fov.status == "none":
         return None
-    inside = fov_mask(fov, row["height"], row["width"], erode=spec["fov_erode"])
+    inside = fov_mask(fov, height, width, erode=spec["fov_erode"])
     if inside.shape != shape:
         import cv2
 

@@ -112,7 +112,7 @@ class MemoryBank(Method):
         net.net.load_state_dict(state.weights)
         net.info = WeightsInfo(**state.facts["backbone"])
         self._features = CombinedFeatures(net, config)
-        self._bank = ops.NearestBank.from_tensors(state.bank)
+        self._bank = ops.NearestPrepared.from_tensors(state.bank)
         self.facts = state.facts
         return self
 
@@ -121,7 +121,7 @@ class MemoryBank(Method):
         if self._features is not None:
             self._features.to(self.device)
         if self._bank is not None:
-            self._set_bank(self._bank.rows)
+            self._bank = self._bank.to(self.device)
         return self
 
     def done(self, scratch: Path) -> set[str]:
