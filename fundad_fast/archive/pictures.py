@@ -60,7 +60,7 @@ def _draw(run: Path, row: dict[str, Any], scale: dict[str, Any], threshold: floa
     file.parent.mkdir(parents=True, exist_ok=True)
     title = f"{row['id']}   score {row['score']:.4g}"
     if row["score_pct"] is not None:
-        title += f"   {row['score_pct']:.0f}. percentile of healthy"
+        title += f"   percentile {row['score_pct']:.0f} of healthy"
     save_overlay(
         file,
         image,

@@ -126,6 +126,9 @@ def score(
     ),
     maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
     overlays: Overlays = "100",
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html.")
+    ] = (True),
     threads: Threads = None,
     batch_size: BatchSize = 4,
     device: Device = None,
@@ -144,7 +147,8 @@ def score(
         if dry_run:
             print(f"would score {len(dataset.items)} images into {output}")
             return
-        score_into(
+        shown = progress(show)
+        failed = score_into(
             model,
             dataset,
             dataset.items,
@@ -156,10 +160,15 @@ def score(
             batch_size=batch_size,
             device=device,
             max_megapixels=max_megapixels,
-            shown=progress(show),
-            strict=strict,
+            shown=shown,
             overwrite=overwrite,
         )
+        if with_report:
+            from ..report import write_report
+
+            write_report(output, threads=threads or 2, progress=shown)
+        if strict and failed:
+            raise typer.Exit(1)
 
 
 @app.command(name="eval")
@@ -174,6 +183,9 @@ def evaluate(
     eval_size: Annotated[
         int | None, typer.Option(min=16, help="Compare maps and masks at this square size.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run on the same images, for a paired comparison.")
+    ] = None,
     seed: Seed = None,
     threads: Threads = None,
     batch_size: BatchSize = 4,
@@ -185,6 +197,8 @@ def evaluate(
 ) -> None:
     """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
     with told():
+        from ..report import write_report
+
         top = how_many(overlays)
         dataset = discover(data)
         print(dataset.describe())
@@ -208,12 +222,34 @@ def evaluate(
             device=device,
             max_megapixels=max_megapixels,
             shown=shown,
-            strict=False,
             overwrite=overwrite,
         )
-        compare_with_truth(output, items, intervals, eval_size, seed or 0, shown)
+        compare_with_truth(output, items, intervals, eval_size, seed or 0, shown, against)
+        write_report(output, threads=threads or 2, progress=shown)
         if strict and failed:
             raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder of score or eval.")],
+    top: Annotated[str, typer.Option(help="Gallery images, worst first: a number or all.")] = "100",
+    threads: Threads = None,
+    max_megapixels: Megapixels = 200.0,
+    show: ProgressOption = Show.auto,
+) -> None:
+    """Write report.html into a run folder: a page to read from disk, worst images first."""
+    with told():
+        from ..report import write_report
+
+        path = write_report(
+            run,
+            top=how_many(top),
+            threads=threads or 2,
+            max_megapixels=max_megapixels,
+            progress=progress(show),
+        )
+        print(f"report written to {path}")
 
 
 @app.command()
@@ -232,6 +268,7 @@ def demo(
     """The whole way once: images, fit, scores, metrics, pictures; under three minutes."""
     with told():
         from ..demo import make_cohort
+        from ..report import write_report
 
         fresh(output, overwrite)
         began = time.monotonic()
@@ -260,13 +297,20 @@ def demo(
             device=None,
             max_megapixels=200.0,
             shown=shown,
-            strict=False,
             overwrite=False,
         )
         if any(item.label is not None for item in items):
             compare_with_truth(output / "run", items, 1000, None, 0, shown)
+        write_report(output / "run", threads=threads or 2, progress=shown)
         print(f"done in {time.monotonic() - began:.0f} s; look at")
-        for what in ("data", "model", "run/overlays", "run/metrics.json", "run/scores"):
+        for what in (
+            "run/report.html",
+            "run/overlays",
+            "run/metrics.json",
+            "run/scores",
+            "model",
+            "data",
+        ):
             if (output / what).exists():
                 print(f"  {output / what}")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from ..detector import Detector
 
 
+SUMMARY = (
+    "image_AUROC",
+    "image_AP",
+    "image_balanced_accuracy_youden",
+    "image_balanced_accuracy_threshold",
+    "image_sensitivity_at_specificity_95",
+    "image_FPR_threshold",
+    "pixel_AUROC",
+    "pixel_AP",
+    "pixel_AUPRO",
+    "pixel_AUROC_fov",
+    "pixel_AP_fov",
+)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Errors that a user can act on become one line and exit code 2."""
@@ -36,10 +52,11 @@ def told() -> Iterator[None]:
         raise typer.Exit(130) from None
     except (UsageError, DataError, ConfigError, BackboneError, BundleError) as error:
         _fail(error)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         from ..archive.folder import RunError
+        from ..report import ReportError
 
-        if not isinstance(error, RunError):
+        if not isinstance(error, (RunError, ReportError)):
             raise
         _fail(error)
 
@@ -167,7 +184,6 @@ def score_into(
     device: str | None,
     max_megapixels: float,
     shown: Progress,
-    strict: bool,
     overwrite: bool,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
@@ -200,13 +216,17 @@ def score_into(
     failed = sum(counts.values()) - counts.get("ok", 0)
     if failed:
         print(f"{failed} inputs failed; the reasons are in {output / 'failed.csv'}")
-    if strict and failed:
-        raise typer.Exit(1)
     return failed
 
 
 def compare_with_truth(
-    run: Path, items: Any, intervals: int, eval_size: int | None, seed: int, shown: Progress
+    run: Path,
+    items: Any,
+    intervals: int,
+    eval_size: int | None,
+    seed: int,
+    shown: Progress,
+    against: Path | None = None,
 ) -> None:
     from ..archive.truth import evaluate_run, save_metrics
     from ..evaluation.evaluate import markdown_table
@@ -215,9 +235,34 @@ def compare_with_truth(
         run, items, n_boot=intervals, seed=seed, eval_size=eval_size, progress=shown
     )
     file = save_metrics(run, metrics)
+    short = {name: metrics["metrics"][name] for name in SUMMARY if name in metrics["metrics"]}
     print()
-    print(markdown_table(metrics))
-    print(f"metrics with their definitions: {file}")
+    print(markdown_table({"metrics": short, "groups": {}}))
+    if against is not None:
+        _compare_runs(run, against, items, intervals, eval_size, seed, shown)
+    print(f"all metrics, by class and lesion type, with their definitions: {file}")
+
+
+def _compare_runs(
+    run: Path,
+    against: Path,
+    items: Any,
+    intervals: int,
+    eval_size: int | None,
+    seed: int,
+    shown: Progress,
+) -> None:
+    from ..archive.folder import replacing
+    from ..archive.truth import collect_run
+    from ..evaluation.compare import compare, markdown_comparison
+
+    pair = [collect_run(r, items, eval_size=eval_size, progress=shown) for r in (run, against)]
+    result = compare(*pair, n_boot=intervals, seed=seed)
+    with replacing(run / "comparison.json", "w") as file:
+        json.dump({"a": str(run), "b": str(against), **result}, file, indent=1, allow_nan=False)
+    short = {name: result["metrics"][name] for name in SUMMARY if name in result["metrics"]}
+    print(f"a = {run}, b = {against}")
+    print(markdown_comparison({**result, "metrics": short, "groups": {"lesion_type": {}}}))
 
 
 def demo_detector(weights: str | None, options: dict[str, Any]) -> Detector:
