@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class Backbone(nn.Module):
             raise BackboneError(
                 f"backbone: timm cannot extract features from {architecture}: {error}"
             ) from error
-        known = probe.feature_info.module_name()
+        known: list[str] = _info(probe).module_name()
         missing = [layer for layer in layers if layer not in known]
         if missing or not layers:
             raise BackboneError(
@@ -81,11 +82,13 @@ class Backbone(nn.Module):
         )
         self.name = name
         self.layers = tuple(known[i] for i in indices)
-        self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
-        self.reduction: tuple[int, ...] = tuple(self.net.feature_info.reduction())
+        self.channels: tuple[int, ...] = tuple(_info(self.net).channels())
+        self.reduction: tuple[int, ...] = tuple(_info(self.net).reduction())
         config = timm.models.get_pretrained_cfg(tagged(name))
         mean = config.mean if config else (0.485, 0.456, 0.406)
         std = config.std if config else (0.229, 0.224, 0.225)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.info = WeightsInfo("untrained", "not initialised", "")
@@ -96,6 +99,11 @@ class Backbone(nn.Module):
         """Feature maps of the wanted layers, shallow first; ``image [b, 3, h, w]`` in [0, 1]."""
         x = ((image - self.mean) / self.std).to(memory_format=torch.channels_last)
         return self.net(x)
+
+
+def _info(net: Any) -> Any:
+    """timm's description of a feature extractor's layers."""
+    return net.feature_info
 
 
 def tagged(name: str) -> str:

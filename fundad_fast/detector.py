@@ -308,8 +308,8 @@ class Detector:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Constructor arguments, as scikit-learn's ``clone`` wants them."""
-        names = ("preset", "weights", "device", "folds", "target_fpr", "batch_size", "threads")
-        names += ("max_megapixels", "progress")
+        names = ["preset", "weights", "device", "folds", "target_fpr", "batch_size", "threads"]
+        names += ["max_megapixels", "progress"]
         return {name: getattr(self, name) for name in names} | self.settings
 
     def set_params(self, **params: Any) -> Self:

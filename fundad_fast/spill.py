@@ -78,8 +78,8 @@ class RowStore:
                 self._joined = torch.cat(self._parts)
                 self._parts = [self._joined]
             else:
-                raw = np.memmap(self.folder / "rows.bin", dtype=np.uint8, mode="c")
-                raw = raw[: len(self) * self.bytes_per_row]
+                file = np.memmap(self.folder / "rows.bin", dtype=np.uint8, mode="c")
+                raw = np.asarray(file)[: len(self) * self.bytes_per_row]
                 self._joined = torch.from_numpy(raw).view(self.dtype).view(-1, self.d)
         return self._joined
 

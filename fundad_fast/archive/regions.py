@@ -45,8 +45,9 @@ def top_regions(
     count, labels, stats, _ = cv2.connectedComponentsWithStats(over, connectivity=8)
     if count == 1:
         return []
-    worst = np.zeros(count, np.float32)
-    np.maximum.at(worst, labels.ravel(), full.ravel())
+    from scipy.ndimage import maximum
+
+    worst = np.asarray(maximum(full, labels, np.arange(count)), np.float32)
     pixel = abs(float(np.linalg.det(affine[:, :2])))
     found = []
     for i in sorted(range(1, count), key=lambda i: (-worst[i], i))[:TOP]:
