@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fundad_fast.data.spec import InputSpec
 
 MIN_SIDE = 16
-"""Images (or crops) with a shorter side in pixels are refused as too small."""
+"""Images with a shorter side, in pixels, are refused as too small."""
 
 _BIT_DEPTH = {"uint8": 8, "uint16": 16, "float32": 32}
 _WHITE = {8: 255.0, 16: 65535.0, 32: 1.0}
@@ -74,7 +74,7 @@ def prepare(pixels: np.ndarray, spec: InputSpec, *, any_depth: bool = False) -> 
         any_depth: accept any bit depth, scaled to [0, 1], whatever ``spec.mixed_inputs`` says.
 
     Raises:
-        ReadError: ``too_small`` (shorter side, or crop, under 16 pixels), ``unsupported`` (other
+        ReadError: ``too_small`` (shorter side under 16 pixels), ``unsupported`` (other
             channels or bit depth than the model's, samples beyond the white level),
             ``non_finite``, ``no_fov``.
     """
@@ -153,11 +153,8 @@ def _check_samples(pixels: np.ndarray, white: float, depth: int) -> None:
 
 
 def _square(fov: Fov) -> _Window:
-    left, top = round(fov.cx - fov.r), round(fov.cy - fov.r)
-    side = max(1, round(2 * fov.r + 1))
-    if side < MIN_SIDE:
-        raise ReadError("too_small", f"a field of view {side} pixels wide; {MIN_SIDE} are needed")
-    return _Window(left, top, side, side)
+    side = round(2 * fov.r + 1)
+    return _Window(round(fov.cx - fov.r), round(fov.cy - fov.r), side, side)
 
 
 def _cut(pixels: np.ndarray, window: _Window) -> np.ndarray:
