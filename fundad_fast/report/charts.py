@@ -48,7 +48,6 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
     log = lo > 0 and hi / lo > LOG_RATIO
     bins = int(min(48, max(12, 2 * math.sqrt(len(joined)))))
     edges = np.geomspace(lo, hi, bins + 1) if log else np.linspace(lo, hi, bins + 1)
-    edges[0], edges[-1] = lo, hi  # geomspace may miss its ends by a rounding
     counts = [np.histogram(s.scores, edges)[0] for s in series]
     shares = [count / len(s.scores) for count, s in zip(counts, series)]
     top = max(float(share.max()) for share in shares)
