@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from fundad_fast.evaluation import (
     Evaluated,
@@ -98,6 +99,25 @@ def test_no_interval_from_one_image():
     assert "only one abnormal image" in got.reason
     got = image_metrics([1.0, 2.0, 3.0], [0, 0, 1], n_boot=0)["image_AUROC"]
     assert "no resamples" in got.reason
+
+
+def test_no_interval_of_width_zero():
+    scores, labels = [1.0, 2.0, 3.0, 4.0, 5.0], [0, 0, 0, 1, 1]
+    got = image_metrics(scores, labels, threshold=3.0)
+    assert (got["image_AUROC"].value, got["image_AUROC"].lo) == (1.0, None)
+    assert "same value" in got["image_AUROC"].reason
+    # None of three healthy images above: the rate can still be up to 1 - 0.025^(1/3).
+    rate = got["image_FPR_threshold"]
+    assert (rate.value, rate.lo, rate.reason) == (0, 0, None)
+    assert rate.hi == pytest.approx(binomtest(0, 3).proportion_ci().high)
+    rate = image_metrics(scores, labels, threshold=0.5)["image_FPR_threshold"]
+    assert (rate.value, rate.hi) == (1, 1)
+    assert rate.lo == pytest.approx(binomtest(3, 3).proportion_ci().low)
+    patients = ["a", "a", "b", "c", "d"]
+    rate = image_metrics(scores, labels, threshold=3.0, patients=patients)["image_FPR_threshold"]
+    assert rate.hi == pytest.approx(binomtest(0, 2).proportion_ci().high)
+    rate = image_metrics(scores, labels, threshold=3.0, n_boot=0)["image_FPR_threshold"]
+    assert rate.hi is None
 
 
 def lesion_cohort(seed=0, n=24, size=96, gain=1.0, rare=False):

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from fundad_fast.evaluation.curves import sensitivity_at_specificity
+from fundad_fast.evaluation.curves import Curve, sensitivity_at_specificity
 from fundad_fast.evaluation.image_metrics import DEFINITIONS, image_metrics, image_values
 
 
@@ -88,8 +88,8 @@ def test_wanted_specificity_may_be_met_exactly(specificity):
     healthy = round(10 * (1 - specificity))
     pos = np.array([0.0] * healthy + [1, 0])
     neg = np.array([1.0] * healthy + [0, 10 - healthy])
-    assert sensitivity_at_specificity(pos, neg, specificity) == 1
-    assert sensitivity_at_specificity(pos, neg, specificity + 0.01) == 0
+    assert sensitivity_at_specificity(Curve(pos, neg), specificity) == 1
+    assert sensitivity_at_specificity(Curve(pos, neg), specificity + 0.01) == 0
 
 
 def test_threshold_is_strict_and_float32_scores_are_not_rounded():

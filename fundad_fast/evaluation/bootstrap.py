@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .metric import finite
+from .metric import Metric, finite
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +32,7 @@ class Resamples:
         n_boot: resamples.
         seed: of the drawing.
         rows: resamples per chunk.
+        healthy_units: patients (or images) with healthy images.
         no_interval: why there can be no interval, or ``None``.
     """
 
@@ -40,6 +41,7 @@ class Resamples:
     n_boot: int
     seed: int
     rows: int
+    healthy_units: int
     no_interval: str | None
 
     def chunks(self) -> Iterator[Floats]:
@@ -107,7 +109,8 @@ def resample_weights(
                 of = "image" if patients is None else "patient"
                 reason = f"no interval: only one {word} {of} to resample"
     rows = max(1, CHUNK_ELEMENTS // max(width, 1))
-    return Resamples(tuple(strata), n, n_boot, seed, rows, reason)
+    units = int(np.count_nonzero(healthy))
+    return Resamples(tuple(strata), n, n_boot, seed, rows, units, reason)
 
 
 def interval(drawn: Sequence[ArrayLike]) -> tuple[float | None, float | None]:
@@ -117,3 +120,23 @@ def interval(drawn: Sequence[ArrayLike]) -> tuple[float | None, float | None]:
     values = np.concatenate([np.atleast_1d(d) for d in drawn])
     lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return finite(lo), finite(hi)
+
+
+def estimate(
+    value: float, n: int, definition: str, drawn: Sequence[ArrayLike], no_interval: str | None
+) -> Metric:
+    """A metric with its interval; where all resamples agree there is none, not one of width 0."""
+    lo, hi = interval(drawn)
+    if lo is not None and lo == hi:
+        lo = hi = None
+        no_interval = "no interval: every resample gives the same value"
+    return Metric(finite(value), lo, hi, n, definition, no_interval)
+
+
+def extreme_share_interval(none: bool, units: int) -> tuple[float, float]:
+    """Exact binomial interval of a share of which none, or all, of the units were seen.
+
+    The bootstrap has nothing to vary there. Source: Clopper and Pearson, Biometrika 1934.
+    """
+    edge = ((1 - LEVEL) / 2) ** (1 / units)
+    return (0.0, 1 - edge) if none else (edge, 1.0)

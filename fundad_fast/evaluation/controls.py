@@ -137,7 +137,7 @@ def control_metrics(
     for name, scores in controls.items():
         s, y = check_scores(scores, labels)
         sign = 1
-        if len(y) and float(curves.auroc(*curves.tally(s, y))) < 0.5:
+        if len(y) and float(curves.auroc(curves.make_curve(s, y))) < 0.5:
             sign = -1
         metrics = image_metrics(sign * s, y, patients=patients, n_boot=n_boot, seed=seed)
         entries = as_dicts({k: m for k, m in metrics.items() if not k.endswith("_threshold")})

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import curves
-from .bootstrap import interval, resample_weights
-from .metric import Metric, finite
+from .bootstrap import estimate, extreme_share_interval, resample_weights
+from .metric import Metric
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ DEFINITIONS: dict[str, str] = {
     "image_sensitivity_at_specificity_95": "Largest TPR over the thresholds that call at least "
     "95 % of the healthy images healthy; tied scores change sides together, not interpolated.",
     "image_FPR_threshold": "Share of the healthy images here whose score is above the model's "
-    "stored threshold.",
+    "stored threshold; where that is none or all of them, the interval is the exact binomial one.",
 }
 
 NEEDS_THRESHOLD = ("image_balanced_accuracy_threshold", "image_FPR_threshold")
@@ -54,14 +54,14 @@ def image_values(
     """
     scores, labels = np.asarray(scores), np.asarray(labels, bool)
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    pos, neg = curves.tally(scores, labels, w)
+    curve = curves.make_curve(scores, labels, w)
     values = {
-        "image_AUROC": curves.auroc(pos, neg),
-        "image_AP": curves.average_precision(pos, neg),
-        "image_F1Max": curves.f1_max(pos, neg),
-        "image_balanced_accuracy_youden": curves.balanced_accuracy_youden(pos, neg),
+        "image_AUROC": curves.auroc(curve),
+        "image_AP": curves.average_precision(curve),
+        "image_F1Max": curves.f1_max(curve),
+        "image_balanced_accuracy_youden": curves.balanced_accuracy_youden(curve),
         "image_sensitivity_at_specificity_95": curves.sensitivity_at_specificity(
-            pos, neg, SPECIFICITY
+            curve, SPECIFICITY
         ),
     }
     if threshold is None:
@@ -139,8 +139,11 @@ def image_metrics(
         if reasons[name] is not None:
             result[name] = Metric(None, None, None, len(y), definition, reasons[name])
             continue
-        lo, hi = interval([d[name] for d in drawn])
-        result[name] = Metric(
-            finite(float(point[name])), lo, hi, len(y), definition, resamples.no_interval
+        value = float(point[name])
+        result[name] = estimate(
+            value, len(y), definition, [d[name] for d in drawn], resamples.no_interval
         )
+        if name == "image_FPR_threshold" and drawn and value in (0, 1):
+            lo, hi = extreme_share_interval(value == 0, resamples.healthy_units)
+            result[name] = Metric(value, lo, hi, len(y), definition)
     return result

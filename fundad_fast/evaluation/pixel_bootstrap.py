@@ -80,24 +80,40 @@ class PixelHistograms:
     def bins(self) -> int:
         return self.negative.shape[2]
 
-    def tally(self, target: str, region: Region, weights: Floats) -> tuple[curves.Tally, Floats]:
-        """Tally and regions' overlap ``[b, bins]`` under image weights ``[b, n]``."""
-        fov, images = region == "fov", weights.astype(np.float32)
-        have = self.targets[target]
-        of_target = images[:, have.places]
-        if region == "abnormal":
-            images = images * self.abnormal
-        pos = of_target @ have.columns[INSIDE]
-        neg = images @ self.negative[0]
-        if not fov:
-            pos += of_target @ have.columns[OUTSIDE]
-            neg += images @ self.negative[1]
-        if have.not_negative is not None:
-            inside, outside = have.not_negative
-            neg -= of_target @ (inside if fov else inside + outside)
-        overlap = of_target @ have.columns[PART_FOV if fov else PART]
-        # Differences of float32 sums may leave a trace below zero.
-        return curves.Tally(pos[:, ::-1], np.maximum(neg, 0)[:, ::-1]), overlap[:, ::-1]
+    def curves(
+        self, cells: Sequence[tuple[str, Region]], weights: Floats
+    ) -> dict[tuple[str, Region], tuple[curves.Curve, Floats]]:
+        """Curve and lesions' overlap ``[b, bins]`` of targets in regions.
+
+        Args:
+            cells: targets and regions.
+            weights: ``[b, n]`` how often each image counts.
+        """
+        images = weights.astype(np.float32)
+        inside, outside = (images @ part for part in self.negative)
+        healthy = ~self.abnormal
+        of_healthy = images[:, healthy] @ (self.negative[0] + self.negative[1])[healthy]
+        negative: dict[Region, NDArray[np.float32]] = {
+            "all": inside + outside,
+            "fov": inside,
+            "abnormal": inside + outside - of_healthy,
+        }
+        result = {}
+        for target in dict.fromkeys(target for target, _ in cells):
+            have = self.targets[target]
+            w = images[:, have.places]
+            columns = [w @ column for column in have.columns]
+            for region in (r for t, r in cells if t == target):
+                fov = region == "fov"
+                pos = columns[INSIDE] if fov else columns[INSIDE] + columns[OUTSIDE]
+                neg = negative[region]
+                if have.not_negative is not None:
+                    within, without = have.not_negative
+                    neg = neg - w @ (within if fov else within + without)
+                # Differences of float32 sums may leave a trace below zero.
+                curve = curves.Curve(pos[:, ::-1], np.maximum(neg, 0)[:, ::-1])
+                result[target, region] = curve, columns[PART_FOV if fov else PART][:, ::-1]
+        return result
 
     def dice(self, region: Region, weights: Floats) -> Floats:
         """Dice ``[b]`` of all pixels together at the stored threshold."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import curves
-from .bootstrap import interval, resample_weights
+from .bootstrap import estimate, resample_weights
 from .metric import Metric, finite
 from .pixel_bootstrap import PixelHistograms, make_histograms
 from .pixel_store import UNION, ImagePixels, PixelStore, PixelTotals, Region, sort_pixels
@@ -207,20 +207,20 @@ class PixelEvaluator:
             return "no field of view was given"
         if target not in self.totals().positive:
             return "no lesion masks were given"
-        (pos, neg), _ = self.totals().tally(target, region)
-        if pos.sum() == 0:
+        curve, _ = self.totals().curve(target, region)
+        if curve.p == 0:
             return "the masks have no lesion pixel here"
-        if neg.sum() == 0:
+        if curve.n == 0:
             return "there is no lesion-free pixel here"
         return None
 
-    def values(self, tally: curves.Tally, overlap: ArrayLike) -> dict[str, Floats]:
-        """The ranking metrics of a tally ``[..., k]``."""
+    def values(self, curve: curves.Curve, overlap: ArrayLike) -> dict[str, Floats]:
+        """The ranking metrics of a curve ``[..., k]``."""
         return {
-            "pixel_AUROC": curves.auroc(*tally),
-            "pixel_AP": curves.average_precision(*tally),
-            "pixel_AUPRO": curves.aupro(overlap, tally.neg, self.fpr_limit),
-            "pixel_F1Max": curves.f1_max(*tally),
+            "pixel_AUROC": curves.auroc(curve),
+            "pixel_AP": curves.average_precision(curve),
+            "pixel_AUPRO": curves.aupro(curve, overlap, self.fpr_limit),
+            "pixel_F1Max": curves.f1_max(curve),
         }
 
     def metrics(
@@ -270,9 +270,10 @@ class PixelEvaluator:
                 if reason is not None:
                     result[cell][name] = Metric(None, None, None, n, definition, reason)
                     continue
-                lo, hi = interval([d[cell, name] for d in drawn])
-                value = finite(float(point[name]))
-                result[cell][name] = Metric(value, lo, hi, n, definition, no_interval)
+                values = [d[cell, name] for d in drawn]
+                result[cell][name] = estimate(
+                    float(point[name]), n, definition, values, no_interval
+                )
         return result
 
     def names(self, target: str) -> tuple[str, ...]:
@@ -293,7 +294,7 @@ class PixelEvaluator:
 
     def point(self, cell: Cell) -> dict[str, Floats]:
         """The metrics of a cell that has no ``reason``."""
-        values = self.values(*self.totals().tally(*cell))
+        values = self.values(*self.totals().curve(*cell))
         return {**values, "pixel_Dice": self.dice(cell[1])}
 
     def dice(self, region: Region) -> Floats:
@@ -327,8 +328,8 @@ class PixelEvaluator:
     ) -> dict[tuple[Cell, str], Floats]:
         """Every metric of every cell ``[b]`` under image weights ``[b, n]``, from binned pixels."""
         result = {}
-        for cell in cells:
-            values = self.values(*histograms.tally(*cell, weights))
+        for cell, (curve, overlap) in histograms.curves(cells, weights).items():
+            values = self.values(curve, overlap)
             values["pixel_Dice"] = histograms.dice(cell[1], weights)
             result.update({(cell, name): value for name, value in values.items()})
         return result
@@ -349,8 +350,8 @@ class PixelEvaluator:
             weights = np.zeros((len(chunks), len(order)))
             for row, chunk in zip(weights, chunks):
                 row[chunk] = 1
-            pos, neg = histograms.tally(UNION, "all", weights)[0]
-            shuffles.append(np.nanmean(curves.average_precision(pos, neg)))
+            curve, _ = histograms.curves([(UNION, "all")], weights)[UNION, "all"]
+            shuffles.append(np.nanmean(curves.average_precision(curve)))
         return Metric(
             finite(float(np.mean(shuffles))),
             None,

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .curves import Tally
+from .curves import Curve
 from .score_counts import BITS, Counts, Rank, Rows, Scores32
 
 Floats = NDArray[np.float64]
@@ -153,11 +153,11 @@ class PixelTotals:
     positive: Mapping[str, Rows]
     not_negative: Mapping[str, tuple[Rank, Rank]]
 
-    def tally(self, target: str, region: Region) -> tuple[Tally, Floats]:
-        """Tally of a target against lesion-free pixels, and its regions' overlap per entry.
+    def curve(self, target: str, region: Region) -> tuple[Curve, Floats]:
+        """Curve of a target against lesion-free pixels, and its regions' overlap per entry.
 
         Entries are the distinct scores of positive pixels, with all negatives between two of them
-        collected into one entry: no metric here depends on how those are ordered, and the tally is
+        collected into one entry: no metric here depends on how those are ordered, and the curve is
         as short as the lesions are small.
         """
         scores, columns = self.positive[target]
@@ -183,7 +183,7 @@ class PixelTotals:
         neg[0:-1:2] = above - np.r_[0.0, at_or_above[:-1]]
         neg[1::2] = at_or_above - above
         neg[-1] = total - (at_or_above[-1] if len(scores) else 0.0)
-        return Tally(pos, neg), overlap
+        return Curve(pos, neg), overlap
 
 
 @dataclass

@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 TARGET_FPR = 0.05
-# One pixel in 200 of a healthy image, on average: few enough that a healthy overlay shows only
-# specks, many enough that the quantile rests on several images. Our design; no paper states one.
+# One pixel in 200 of a healthy image, on average. Our design; no paper states one. A plain patch
+# memory of ResNet-18 on 512-pixel fundus photographs (IDRiD) then marked 0.4 % of the pixels of new
+# healthy images, about 4 specks each (10 at 2 %, 1 at 0.1 %), and its Dice was 0.08 (0.13, 0.04;
+# 0.15 at 5 %, which marks 24 specks): calm pictures are bought with small lesions missed.
 PIXEL_TARGET_FPR = 0.005
 
 
