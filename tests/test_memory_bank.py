@@ -10,7 +10,13 @@ import torch
 from fundad_fast import ops
 from fundad_fast.batch import Batch
 from fundad_fast.methods import ConfigError, PatchCore, ReSAD, make_config
-from fundad_fast.methods.coreset import bank_size, choose, projection_dim, projection_matrix
+from fundad_fast.methods.coreset import (
+    bank_size,
+    choose,
+    projection_dim,
+    projection_matrix,
+    selection_bytes,
+)
 from fundad_fast.progress import Progress
 from fundad_fast.spill import RowStore
 
@@ -256,7 +262,7 @@ def test_a_small_budget_chooses_in_shards_and_tells_the_radius():
         store, range(6), make_config(ReSAD, "paper", base), name="x", progress=Progress()
     )
     config = make_config(ReSAD, "paper", base)
-    config = config.model_copy(update={"memory_budget": 4 * 6 * 4 * 800})
+    config = config.model_copy(update={"memory_budget": selection_bytes(800, 6)})
     sharded = choose(store, range(6), config, name="x", progress=Progress())
     assert (exact.shards, sharded.shards > 2) == (1, True)
     for chosen in (exact, sharded):
@@ -265,7 +271,7 @@ def test_a_small_budget_chooses_in_shards_and_tells_the_radius():
         radius = torch.cdist(rows, rows[chosen.index]).amin(1).max()
         assert chosen.radius == pytest.approx(float(radius), rel=1e-5)
     assert exact.radius <= sharded.radius <= 2 * exact.radius
-    tiny = config.model_copy(update={"memory_budget": 4 * 6 * 4 * 50})
+    tiny = config.model_copy(update={"memory_budget": selection_bytes(50, 6)})
     with pytest.raises(ConfigError, match="memory_budget of at least"):
         choose(store, range(6), tiny, name="x", progress=Progress())
 

@@ -25,7 +25,6 @@ def test_rows_come_back_in_order(tmp_path, spilled):
     assert store.rows(torch.tensor([5, 0])).tolist() == [[203, 204, 205], [0, 1, 2]]
     assert store.image(1).shape == (0, 3)
     assert store.image(2).tolist() == [[200, 201, 202], [203, 204, 205]]
-    assert torch.equal(torch.cat(list(store.blocks(4))), store.all())
     store.append("late", torch.ones(1, 3))
     assert store.rows(torch.tensor([6])).tolist() == [[1, 1, 1]]
 
@@ -65,6 +64,21 @@ def test_a_kill_at_any_byte_loses_only_the_open_image(tmp_path, cut):
     for i in range(n, 3):
         again.append(whole.ids[i], whole.image(i), whole.notes[i])
     assert torch.equal(RowStore(3, folder=tmp_path).all(), whole.all())
+
+
+def test_a_store_over_its_limit_leaves_memory_and_cleans_up():
+    store = RowStore(3, limit=5 * 12)
+    whole = filled(None)
+    for i in range(3):
+        store.append(whole.ids[i], whole.image(i), whole.notes[i])
+        assert (store.folder is None) == (i < 2)
+    folder = store.folder
+    assert (folder / "rows.bin").stat().st_size == 6 * 12
+    assert torch.equal(store.all(), whole.all())
+    store.append("late", torch.ones(1, 3))
+    assert store.rows(torch.tensor([6])).tolist() == [[1, 1, 1]]
+    del store
+    assert not folder.exists()
 
 
 def test_empty_store():

@@ -20,9 +20,9 @@ from ..spill import RowStore
 from ._base import ConfigError
 from .config import MemoryBankConfig
 
-# What the selection holds per row and projected feature: the rows, and the operator's rotated copy
-# in leaf order (measured 2.2 times the rows at 153,664 × 306).
-SELECTION_COPIES = 3.3
+# Bytes that the selection holds per row beside the row itself: its short picture and bounds
+# (measured peaks: 553 at 64 features, 1,090 at 128, 1,097 at 306, 1,170 at 384).
+SELECTION_EXTRA = 1200
 # Sharded selection takes this many times its share from every shard before the last choice.
 OVERSAMPLING = 2
 
@@ -97,7 +97,12 @@ def bank_size(rows: int, d: int, config: MemoryBankConfig) -> int:
 
 def shard_rows(projected: int, budget: int) -> int:
     """Rows that one greedy choice may run over within a memory budget in bytes."""
-    return max(1, int(budget / (4 * projected * SELECTION_COPIES)))
+    return max(1, budget // selection_bytes(1, projected))
+
+
+def selection_bytes(rows: int, projected: int) -> int:
+    """Memory that a greedy choice over ``rows`` rows takes, the rows included."""
+    return rows * (4 * projected + SELECTION_EXTRA)
 
 
 def choose(
@@ -142,8 +147,8 @@ def choose(
     if wanted > limit:
         raise ConfigError(
             f"a bank of {k} rows needs memory_budget of at least "
-            f"{math.ceil(wanted * 4 * projected * SELECTION_COPIES)} bytes to be chosen; raise "
-            "memory_budget, or lower coreset_sampling_ratio"
+            f"{selection_bytes(wanted, projected)} bytes to be chosen; raise memory_budget, or "
+            "lower coreset_sampling_ratio"
         )
     shards = numbers.split(limit)
     candidates = []

@@ -24,7 +24,7 @@ from ..progress import Progress
 from ..spill import RowStore
 from ._base import ConfigError, HeldOut, Method, Plan, State, touched
 from .config import MemoryBankConfig
-from .coreset import SELECTION_COPIES, bank_size, choose, projection_dim, shard_rows
+from .coreset import bank_size, choose, projection_dim, selection_bytes, shard_rows
 from .features import CombinedFeatures
 
 PIXELS_KEPT = 10_000_000  # healthy map cells kept for the pixel threshold
@@ -146,7 +146,7 @@ class MemoryBank(Method):
             0.2 * selections * low / d + (1 if folds else 0)
         )
         width = 4 if c.store_dtype == "float32" else 2
-        in_memory = min(rows, shard_rows(low, c.memory_budget)) * low * 4 * SELECTION_COPIES
+        in_memory = selection_bytes(min(rows, shard_rows(low, c.memory_budget)), low)
         lines = (
             f"{images} images x {cells} patches x {d} features = {rows} rows",
             f"bank: {kept} rows, chosen in {low} dimensions",
@@ -172,7 +172,12 @@ class MemoryBank(Method):
             )
             key = hashlib.sha256(what.encode()).hexdigest()[:16]
             folder = scratch / key
-        return RowStore(self.features.dim, dtype=self.config.store_dtype, folder=folder)
+        return RowStore(
+            self.features.dim,
+            dtype=self.config.store_dtype,
+            folder=folder,
+            limit=self.config.memory_budget // 2,
+        )
 
     def _remember(self, batch: Batch, store: RowStore) -> None:
         c = self.features(batch.image.to(self.device))
@@ -187,6 +192,7 @@ class MemoryBank(Method):
         number = np.array([folds[name] for name in store.ids], dtype=np.int32)
         score = np.zeros(len(number), dtype=np.float32)
         cells: list[np.ndarray] = []
+        step = -(-len(store) // PIXELS_KEPT)
         for fold in sorted(set(number.tolist())):
             outside = np.flatnonzero(number != fold).tolist()
             if not outside:
@@ -199,12 +205,9 @@ class MemoryBank(Method):
                 for i in inside:
                     got, values = self._judge_stored(store, i, bank)
                     score[i] = got
-                    cells.append(values)
+                    cells.append(values[::step])
                     task.advance()
-        pixels = np.concatenate(cells)
-        if len(pixels) > PIXELS_KEPT:
-            pixels = pixels[:: -(-len(pixels) // PIXELS_KEPT)]
-        return HeldOut(tuple(store.ids), number, score, pixels)
+        return HeldOut(tuple(store.ids), number, score, np.concatenate(cells))
 
     def _judge_stored(self, store: RowStore, i: int, bank: Any) -> tuple[float, np.ndarray]:
         """Image score and in-mask map cells of an image whose rows are in the store."""
