@@ -229,12 +229,15 @@ def _stack(items: Sequence[Item], prepared: Sequence[Prepared], spec: InputSpec)
     )
 
 
+def _use_one_torch_thread() -> None:
+    torch.get_num_threads()  # makes the thread take the common setting now and not later
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads run torch operators on themselves alone."""
-    pool = ThreadPoolExecutor(
-        threads, "fundad-read", initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ThreadPoolExecutor(threads, "fundad-read", initializer=_use_one_torch_thread)
     barrier = threading.Barrier(threads + 1)
     try:
         # The setting is per thread, but it is also what later threads start from: once every
