@@ -20,6 +20,12 @@ namespace {
 using Address = std::uintptr_t;
 using Size = std::int64_t;
 
+#ifdef _OPENMP
+constexpr bool kHasOpenmp = true;
+#else
+constexpr bool kHasOpenmp = false;
+#endif
+
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
@@ -47,18 +53,15 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   py::native_enum<Isa>(m, "Isa", "enum.IntEnum", "Instruction sets, lowest first.")
       .value("base", Isa::base)
-#ifdef FUNDAD_X86
       .value("avx2", Isa::avx2)
       .value("avx512", Isa::avx512)
-#endif
       .finalize();
   m.def("best_isa", fundad::cpu::best_isa, "The highest set that this CPU and this build have.");
-  m.attr("compiler") = FUNDAD_COMPILER;
-#ifdef _OPENMP
-  m.attr("has_openmp") = true;
-#else
-  m.attr("has_openmp") = false;
-#endif
+  m.def("compiler", [] { return FUNDAD_COMPILER; });
+  m.def("has_openmp", [] { return kHasOpenmp; });
+  m.def(
+      "cuda_architectures", [] { return FUNDAD_CUDA_ARCHITECTURES; },
+      "What the CUDA kernels were compiled for; empty if there are none.");
 
   m.def(
       "short_picture",
@@ -98,9 +101,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
       arg("dist2"), arg("index"), arg("isa"), arg("threads"), no_gil());
 
-#ifdef FUNDAD_CUDA_ARCHITECTURES
-  m.attr("has_cuda") = true;
-  m.attr("cuda_architectures") = FUNDAD_CUDA_ARCHITECTURES;
   m.def(
       "nearest_cuda",
       [](Address q, Address bank, Address center, Size m, Size n, Size d, Size k, Address scratch,
@@ -110,8 +110,4 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       },
       arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
       arg("dist2"), arg("index"), arg("stream"), no_gil());
-#else
-  m.attr("has_cuda") = false;
-  m.attr("cuda_architectures") = "";
-#endif
 }

@@ -57,7 +57,7 @@ def no_cuda(*args: Any) -> str | None:
     """Why the native CUDA code cannot take these arguments, or ``None``."""
     if _native is None:
         return "the native module is not built"
-    if not _native.has_cuda:
+    if not _native.cuda_architectures():
         return "the native module is built without CUDA"
     return _elsewhere("cuda", args)
 
@@ -121,9 +121,9 @@ def build() -> dict[str, str]:
         return {"native": "not built: operators run as torch code"}
     return {
         "native": str(_native.__file__),
-        "compiler": _native.compiler,
-        "instruction sets": ", ".join(_native.Isa.__members__),
+        "compiler": _native.compiler(),
+        "instruction sets": f"up to {_native.best_isa().name} on this CPU",
         "instruction set in force": isa().name,
-        "OpenMP": "yes" if _native.has_openmp else "no: one thread",
-        "CUDA": _native.cuda_architectures if _native.has_cuda else "no",
+        "OpenMP": "yes" if _native.has_openmp() else "no: one thread",
+        "CUDA": _native.cuda_architectures() or "no",
     }

@@ -156,22 +156,22 @@ def samples() -> dict[str, tuple[Any, ...]]:
     def cloud(n: int, d: int) -> Tensor:
         return torch.randn(n, d, generator=g)
 
-    flat = cloud(900, 12) @ cloud(12, 150) + 0.05 * cloud(900, 150)  # near a plane, as features are
+    flat = cloud(700, 12) @ cloud(12, 150) + 0.05 * cloud(700, 150)  # near a plane, as features are
     tie = torch.zeros(300, 3)
     tie[40:240, 1] = 5  # 200 equal rows: more than any block of work
     grid = torch.cartesian_prod(*[torch.arange(5.0)] * 4)
     return {
         "cloud": (cloud(1500, 17), 40, 7),
-        "flat": (flat, 200, 0),
+        "flat": (flat, 120, 0),
         "wide": (cloud(130, 401), 60, 129),
-        "all": (cloud(200, 5), 200, 11),
+        "all": (cloud(150, 5), 150, 11),
         "one_pick": (cloud(50, 17), 1, 3),
         "one_row": (cloud(1, 17), 1, 0),
         "one_column": (cloud(333, 1), 50, 0),
         "copies": (cloud(5, 17).repeat(30, 1), 150, 2),
-        "all_equal": (torch.full((200, 70), 0.3), 150, 190),
-        "wide_tie": (tie, 250, 0),
-        "grid": (grid, 300, 312),
+        "all_equal": (torch.full((200, 70), 0.3), 100, 190),
+        "wide_tie": (tie, 100, 0),
+        "grid": (grid, 150, 312),
         "far_from_origin": (cloud(400, 20) + 3000, 60, 0),
         "one_far_away": (torch.cat([cloud(300, 80) * 1e-3, torch.full((1, 80), 1e4)]), 60, 0),
         "huge": (cloud(100, 66) * 1e18, 30, 0),

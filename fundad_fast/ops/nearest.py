@@ -350,9 +350,10 @@ def _cuda(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
+    ctx.prepared = len(inputs[3])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     q, bank, index = ctx.saved_tensors
     step = 2 * grad[:, :, None] * (q[:, None].float() - bank[index].float())  # [m,k,d]
     to_q = step.sum(1).to(q.dtype) if ctx.needs_input_grad[0] else None
@@ -361,7 +362,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         total = torch.zeros_like(bank, dtype=torch.float32)
         total.index_add_(0, index.flatten(), -step.flatten(0, 1))
         to_bank = total.to(bank.dtype)
-    return to_q, to_bank, None, None
+    return to_q, to_bank, None, [None] * ctx.prepared
 
 
 op.autograd(_backward, _save)
