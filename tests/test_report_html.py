@@ -96,7 +96,7 @@ def make_run(
         "input": str(source), "layout": "flat <folder>", "notes": ["a <note>"],
         "model": {
             "id": "abc", "method": "ReSAD", "preset": "quick", "config": {"a": {"b<": [1, 2.5]}},
-            "input_spec": {"image_size": 64}, "trained_on": {"n": 31},
+            "input_spec": {"image_size": 64}, "trained_on": {"images": 31},
             "thresholds": {
                 "image": {"value": n / 2, "rule": "the <rule>", "target_fpr": 0.05, "n": 31},
                 "pixel": {"value": 4.0, "rule": "r", "n": 31},
@@ -180,7 +180,7 @@ def test_an_evaluation_says_all_that_it_should(tmp_path: Path) -> None:
     tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', page.source)
     assert {name: value for value, name in tiles} == {
         "images": "9", "scored": "7", "flagged": "3", "not scored": "2", "image AUROC": "0.875",
-        "of the healthy flagged": "87.5 %",
+        "of the healthy flagged": "87.5\u00a0%",
     }  # fmt: skip
 
 

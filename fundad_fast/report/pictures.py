@@ -58,7 +58,8 @@ def draw(run: Run, row: dict[str, Any], *, max_megapixels: float) -> Picture:
     try:
         if path is None:
             raise ReadError("unreadable", "the file is not there any more")
-        pixels = read_image(path, max_megapixels=max_megapixels)
+        # What was scored of a file with several pages is its first.
+        pixels = read_image(path, max_megapixels=max_megapixels, first_page=True)
     except ReadError as error:
         return _stored_overlay(run, row, f"The photograph cannot be shown: {error.reason}.")
     notes = []

@@ -76,7 +76,7 @@ def summary(run: Run) -> Rendered:
     tiles = [("images", f"{len(run):,}", ""), ("scored", f"{len(run.ranked):,}", "")]
     if any(flag is not None for flag in flags):
         count = sum(flag is True for flag in flags)
-        tiles.append(("flagged", f"{count:,}", f"{100 * count / len(flags):.3g} % of those scored"))
+        tiles.append(("flagged", f"{count:,}", f"{_percent(count / len(flags))} of those scored"))
     tiles.append(("not scored", f"{len(run.failed):,}", ""))
     stored = (run.metrics or {}).get("metrics") or {}
     auroc, alarms = stored.get("image_AUROC") or {}, stored.get("image_FPR_threshold") or {}
@@ -85,8 +85,8 @@ def summary(run: Run) -> Rendered:
         tiles.append(("image AUROC", f"{auroc['value']:.3f}", note))
     if alarms.get("value") is not None:
         aim = (run.about["model"]["thresholds"].get("image") or {}).get("target_fpr")
-        note = "" if aim is None else f"the threshold aims at {100 * aim:.3g} %"
-        tiles.append(("of the healthy flagged", f"{100 * alarms['value']:.3g} %", note))
+        note = "" if aim is None else f"the threshold aims at {_percent(aim)}"
+        tiles.append(("of the healthy flagged", _percent(alarms["value"]), note))
     body = "".join(
         f'<div class="tile"><b>{value}</b><span>{name}</span><small>{note}</small></div>'
         for name, value, note in tiles
@@ -248,8 +248,13 @@ def table(
     )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}\u00a0%"
+
+
 def _fitted_on(model: Mapping[str, Any]) -> str | None:
-    n = (model.get("trained_on") or {}).get("n")
+    facts = model.get("trained_on") or {}
+    n = facts.get("images", facts.get("n"))
     return None if n is None else f"{n} healthy images"
 
 
@@ -261,15 +266,10 @@ def _threshold_sentence(run: Run, kind: str) -> str:
         "image": "An image is <b>flagged</b> when its score is above",
         "pixel": "White outlines enclose pixels whose score is above",
     }[kind]
-    how = []
-    if stored.get("rule"):
-        how.append(str(stored["rule"]))
-    if stored.get("target_fpr") is not None:
-        how.append(f"aimed at {100 * stored['target_fpr']:.3g} % false positives")
-    if stored.get("n") is not None:
-        how.append(f"from {stored['n']} held-out healthy images")
-    tail = f" ({escape('; '.join(how))})" if how else ""
-    return f"{what} <b>{number(stored['value'])}</b>{tail}."
+    aim = stored.get("target_fpr")
+    tail = "" if aim is None else f", which aims at {_percent(aim)} false positives"
+    rule = f"<small>Rule: {escape(str(stored['rule']))}.</small>" if stored.get("rule") else ""
+    return f"{what} <b>{number(stored['value'])}</b>{tail}. {rule}"
 
 
 def _figure_of(run: Run, key: str) -> str:
