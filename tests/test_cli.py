@@ -174,7 +174,7 @@ def test_a_mask_of_another_aspect_is_that_rows_error(model, cohort, tmp_path):
     assert "7 ok, 1 unsupported" in said
     bad = next(r for r in rows(tmp_path / "run") if r["status"] != "ok")
     assert bad["id"] == "test/spot/02.png"
-    assert "its mask is 60 x 96, the image 96 x 96" in bad["error"]
+    assert "the mask has 60 x 96 pixels, the image 96 x 96" in bad["error"]
     call("eval", data, "-m", model, "-o", tmp_path / "r2", "--strict", "--intervals", 0, code=1)
 
 

@@ -77,12 +77,11 @@ def test_a_folder_of_something_else_and_a_second_process_are_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not a run folder"), RunFolder(tmp_path, about()):
         pass
-    with RunFolder(tmp_path / "run", about()):
-        with (
-            pytest.raises(RunError, match="another process"),
-            RunFolder(tmp_path / "run", about()),
-        ):
-            pass
+    with (
+        RunFolder(tmp_path / "run", about()), pytest.raises(RunError, match="another process"),
+        RunFolder(tmp_path / "run", about()),
+    ):
+        pass
 
 
 def test_what_fails_half_way_leaves_the_old_file(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data import ReadError, read_image, read_mask
 from ..evaluation import resample_map
+from ..evaluation.resample import resize_mask
 from ..progress import Progress
 from ..report.overlay import save_overlay
 from .folder import overlay_path, read_map, read_rows, read_run
@@ -48,14 +49,14 @@ def _draw(run: Path, row: dict[str, Any], scale: dict[str, Any], threshold: floa
     if file.exists():
         return True
     try:
-        image = eight_bit(read_image(row["path"]))
-        mask = None if row["mask_path"] is None else read_mask(row["mask_path"])
+        image = eight_bit(read_image(row["path"], first_page=True))
+        height, width = image.shape[:2]
+        mask = None
+        if row["mask_path"] is not None:
+            mask = resize_mask(read_mask(row["mask_path"]), height, width)
     except ReadError:
         return False
-    height, width = image.shape[:2]
     values, affine = read_map(run, row["map_path"])
-    if mask is not None and mask.shape != (height, width):
-        mask = None  # its row says so; the picture is drawn without it
     fov = None if row["fov_r"] is None else (row["fov_cx"], row["fov_cy"], row["fov_r"])
     file.parent.mkdir(parents=True, exist_ok=True)
     title = f"{row['id']}   score {row['score']:.4g}"

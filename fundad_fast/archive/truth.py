@@ -16,23 +16,22 @@ from ..evaluation.evaluate import ImageRecord, evaluate
 from ..progress import Progress
 from .folder import RunError, read_map, read_rows, read_run, replacing
 
-ASPECT_TOLERANCE = 0.01
-
 
 def check_mask(item: Item, prepared: Prepared) -> tuple[str, str] | None:
-    """Why an image's lesion mask cannot be used: it makes a failed row in an evaluation."""
+    """Why an image's lesion masks cannot be used: it makes a failed row in an evaluation."""
     if item.mask_path is None:
         return None
     try:
-        h, w = read_mask(item.mask_path).shape
+        union = read_mask(item.mask_path, shape=(prepared.height, prepared.width)).shape
+        for kind, path in item.mask_paths_by_type:
+            h, w = read_mask(path).shape
+            if (h, w) != union:
+                return "unsupported", (
+                    f"its {kind} mask has {w} x {h} pixels, the mask of all lesions "
+                    f"{union[1]} x {union[0]}: make them of one size"
+                )
     except ReadError as error:
         return error.status, f"its mask: {error.reason}"
-    aspect = (w / h) / (prepared.width / prepared.height)
-    if abs(aspect - 1) > ASPECT_TOLERANCE:
-        return "unsupported", (
-            f"its mask is {w} x {h}, the image {prepared.width} x {prepared.height}: another "
-            "aspect; give the mask that belongs to the image"
-        )
     return None
 
 
@@ -132,11 +131,10 @@ def _add_pixels(
     height, width = row["height"], row["width"]
     values, affine = read_map(run, row["map_path"])
     mask, types, shape = None, {}, (height, width)
-    if item.mask_path is not None:
-        mask = read_mask(item.mask_path)
+    if item.label == 1:
+        mask = read_mask(str(item.mask_path))
         shape = mask.shape
         types = {kind: read_mask(path) for kind, path in item.mask_paths_by_type}
-        types = {kind: found for kind, found in types.items() if found.shape == shape}
     if shape != (height, width):
         to_mask = resize_affine((height, width), *shape)
         affine = to_mask @ np.vstack([affine, [0, 0, 1]])
