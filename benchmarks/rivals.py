@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operators are measured against: the best simple form, and what a user would pick."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).parent / "unpruned.cpp"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The unpruned loop, compiled for this very machine: a rival gets every advantage."""
+    text = SOURCE.read_bytes()
+    path = Path(tempfile.gettempdir()) / f"fundad-unpruned-{hashlib.sha256(text).hexdigest()}.so"
+    if not path.exists():
+        made = path.with_suffix(".part")
+        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17"]
+        subprocess.run(["c++", *flags, str(SOURCE), "-o", str(made)], check=True)
+        made.rename(path)
+    return ctypes.CDLL(str(path))
+
+
+def _unpruned(x: Tensor, k: int, start: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    n, d = x.shape
+    reach2 = torch.empty(n, dtype=kind)
+    picks = torch.empty(k, dtype=torch.int64)
+    run = _library().kcenter_float32 if kind == torch.float32 else _library().kcenter_float64
+    sizes = [ctypes.c_int64(value) for value in (n, d, k, start)]
+    run(
+        ctypes.c_void_p(x.data_ptr()),
+        *sizes,
+        *(ctypes.c_void_p(t.data_ptr()) for t in (reach2, picks)),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return picks, reach2
+
+
+def kcenter_unpruned(x: Tensor, k: int, start: int = 0) -> Tensor:
+    """The fused loop in float32; the same work for every pick."""
+    return _unpruned(x, k, start, torch.float32)[0]
+
+
+def kcenter_reference(x: Tensor, k: int, start: int = 0) -> Tensor:
+    """The fused loop in float64: decides which picks are right."""
+    return _unpruned(x, k, start, torch.float64)[0]
+
+
+def kcenter_anomalib(x: Tensor, k: int, start: int = 0) -> Tensor:
+    """The loop of anomalib 2.7's ``KCenterGreedy``, on rows as they are, without its progress bar.
+
+    Restated: the norm of all differences as a column, the minimum with the one before, the
+    maximum, the chosen row set to zero.
+    """
+    nearest: Tensor | None = None
+    pick = torch.tensor(start)
+    picks = [pick]
+    for _ in range(k - 1):
+        gap = torch.linalg.norm(x - x[pick], ord=2, dim=1, keepdim=True)
+        nearest = gap if nearest is None else torch.minimum(nearest, gap)
+        pick = nearest.squeeze(1).max(dim=0).indices
+        nearest.scatter_(0, pick.view(1, 1), 0.0)
+        picks.append(pick)
+    return torch.stack(picks)
+
+
+def nearest_addmm(q: Tensor, bank: Tensor, norm2: Tensor) -> tuple[Tensor, Tensor]:
+    """|b|^2 - 2 q.b in blocks of queries, minimum, + |q|^2: torch's best form, and its rounding."""
+    found = [torch.addmm(norm2, part, bank.T, alpha=-2).min(1) for part in q.split(1024)]
+    dist2 = torch.cat([one.values for one in found]) + q.square().sum(1)
+    return dist2, torch.cat([one.indices for one in found])
+
+
+def nearest_cdist(q: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """``cdist`` in blocks of queries, and the minimum."""
+    found = [torch.cdist(part, bank).min(1) for part in q.split(1024)]
+    dist2 = torch.cat([one.values for one in found]).square()
+    return dist2, torch.cat([one.indices for one in found])
