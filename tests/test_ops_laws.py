@@ -265,6 +265,13 @@ def test_gradients_are_those_of_the_distances(bank, k, seed):
             torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("sample", ["odd", "prepared"])
+def test_nearest_is_a_differentiable_operator_to_torch(sample):
+    q, bank, k, prepared = OPS["nearest"].samples()[sample]
+    args = (q.requires_grad_(), bank.requires_grad_(), k, prepared)
+    torch.library.opcheck(OPS["nearest"].call, args)
+
+
 def test_a_gradient_for_one_side_only():
     q, bank = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
     nearest(q, bank)[0].sum().backward()
