@@ -62,7 +62,13 @@ class _Window:
         )
 
 
-def prepare(pixels: np.ndarray, spec: InputSpec, *, any_depth: bool = False) -> Prepared:
+def prepare(
+    pixels: np.ndarray,
+    spec: InputSpec,
+    *,
+    any_depth: bool = False,
+    out: Tensor | None = None,
+) -> Prepared:
     """Check an image against the specification, find its field of view, and resize it.
 
     8-bit images are resized in 8 bits (within one grey level of :func:`fundad_fast.data.resize`),
@@ -72,6 +78,7 @@ def prepare(pixels: np.ndarray, spec: InputSpec, *, any_depth: bool = False) -> 
         pixels: ``[h, w, c]`` uint8, uint16 or float32, c = 1 or 3. Not kept.
         spec: the model's input specification.
         any_depth: accept any bit depth, scaled to [0, 1], whatever ``spec.mixed_inputs`` says.
+        out: ``[c, s, s]`` float32 to write the image into, such as a part of a batch.
 
     Raises:
         ReadError: ``too_small`` (shorter side under 16 pixels), ``unsupported`` (other
@@ -113,7 +120,8 @@ def prepare(pixels: np.ndarray, spec: InputSpec, *, any_depth: bool = False) -> 
             )
         if spec.fov_crop:
             window = _square(fov)
-    image = _resized(_cut(pixels, window), spec.image_size, white)
+    image = torch.empty(_shape(spec)) if out is None else out
+    _resize_into(image, _cut(pixels, window), white)
     affine = window.affine(spec.image_size)
     mask = None
     if spec.fov == "auto":
@@ -122,7 +130,11 @@ def prepare(pixels: np.ndarray, spec: InputSpec, *, any_depth: bool = False) -> 
         )
         if not mask.any():
             raise ReadError("no_fov", "nothing is left of the field of view after its erosion")
-    return Prepared(_with_channels(image, _channels(spec)), mask, affine, height, width, fov)
+    return Prepared(image, mask, affine, height, width, fov)
+
+
+def _shape(spec: InputSpec) -> tuple[int, int, int]:
+    return (_channels(spec), spec.image_size, spec.image_size)
 
 
 def _channels(spec: InputSpec) -> int:
@@ -171,19 +183,18 @@ def _cut(pixels: np.ndarray, window: _Window) -> np.ndarray:
     return out
 
 
-def _resized(pixels: np.ndarray, size: int, white: float) -> Tensor:
+def _resize_into(out: Tensor, pixels: np.ndarray, white: float) -> None:
+    channels, size, _ = out.shape
     if pixels.dtype == np.uint8:
         small = resize_uint8(pixels, size)
-        return small.to(torch.float32, memory_format=torch.contiguous_format).div_(white)
-    samples = pixels.astype(np.float32).transpose(2, 0, 1)
+        if small.shape[0] == channels:
+            torch.div(small, white, out=out)  # the common case in one pass
+            return
+        image = small / white
+    else:
+        samples = pixels.astype(np.float32).transpose(2, 0, 1)
+        image = resize(torch.from_numpy(samples / np.float32(white)), size)
+    if image.shape[0] > channels:
+        image = (image * torch.tensor(_LUMINANCE).reshape(3, 1, 1)).sum(0)
     # Rounding in the interpolation can leave [0, 1] by one unit in the last place.
-    return resize(torch.from_numpy(samples / np.float32(white)), size).clamp_(0, 1)
-
-
-def _with_channels(image: Tensor, channels: int) -> Tensor:
-    if image.shape[0] == channels:
-        return image
-    if channels == 3:
-        return image.repeat(3, 1, 1)
-    weights = torch.tensor(_LUMINANCE).reshape(3, 1, 1)
-    return (image * weights).sum(0, keepdim=True).clamp_(0, 1)
+    out.copy_(image).clamp_(0, 1)
