@@ -23,6 +23,7 @@ _ALIASES = {"image_path": "path", "label_index": "label", "class_name": "class"}
 _KNOWN = frozenset(
     ("path", "id", "label", "split", "mask_path", "patient_id", "laterality", "group", "class")
 )
+_NOT_NAMES = ("na", "n/a", "none", "null", "-", "?")
 _LOOK_LIKE_PATH = ("image", "file", "filename", "file_name", "filepath", "img", "img_path")
 
 
@@ -198,29 +199,30 @@ def _cell(row: dict[str, Any], name: str) -> str | None:
 def _label(value: Any, class_name: str | None, where: str) -> tuple[int | None, str | None]:
     """Label and class name from the two cells; one of them may be empty."""
     text = _cell({"label": value}, "label")
-    if isinstance(value, bool):
-        text = str(int(value))
     if text is None:
         return (None if class_name is None else int(not is_healthy(class_name))), class_name
-    if text in ("0", "1"):
-        label = int(text)
+    number = _number(text)
+    if number in (0, 1):
+        label = int(number)
         if label == 1 and class_name is not None and is_healthy(class_name):
             raise DataError(f"{where}: label 1 (abnormal) contradicts class {show(class_name)}")
         return label, class_name
-    if _is_number(text):
+    if number is not None or text.lower() in _NOT_NAMES:
         raise DataError(
-            f"{where}: the label {show(text)!r} must be 0 (healthy), 1 (abnormal) or a class name; "
-            "grades belong in a column named class or group"
+            f"{where}: the label {show(text)!r} must be 0 (healthy), 1 (abnormal), a class name or "
+            "empty; grades belong in a column named class or group"
         )
     return int(not is_healthy(text)), class_name or text
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float | None:
+    """What a cell says as a number: tables with gaps write 1.0 for 1, and True is 1."""
+    if text.lower() in ("true", "false"):
+        return float(text.lower() == "true")
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _resolved(root: str, path: str) -> str:
