@@ -97,6 +97,12 @@ inline void kcenter_find_top(const KCenterView& v, std::int64_t leaf) {
   v.top2[leaf] = v.reach2[top];
 }
 
+// Rows that are measured lie far apart in memory: asking for the next one early saves a third.
+inline void fetch(const float* row, std::int64_t d) {
+  constexpr std::int64_t kLine = 16, kMost = 64 * kLine;
+  for (std::int64_t i = 0; i < d && i < kMost; i += kLine) __builtin_prefetch(row + i);
+}
+
 inline void kcenter_apply(const KCenterView& v, std::int64_t leaf, const Near* sorted,
                           std::int64_t count) {
   const std::int64_t first = leaf * kLeafRows;
@@ -106,6 +112,8 @@ inline void kcenter_apply(const KCenterView& v, std::int64_t leaf, const Near* s
     bool lowered = false;
     for (std::uint64_t bits = kcenter_unproved(v, leaf, near->pick); bits; bits &= bits - 1) {
       const std::int64_t s = first + __builtin_ctzll(bits);
+      if (const std::uint64_t later = bits & (bits - 1))
+        fetch(v.x + v.row[first + __builtin_ctzll(later)] * v.d, v.d);
       const double dist2 = sqdist(v.x + v.row[s] * v.d, pick, v.d);
       if (dist2 >= v.reach2[s]) continue;
       v.reach2[s] = dist2;

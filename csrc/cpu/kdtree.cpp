@@ -11,6 +11,11 @@ struct Part {
   std::int64_t begin, end;
 };
 
+struct Key {  // beside its row, so that sorting does not go back to z for every comparison
+  float value;
+  std::int64_t row;
+};
+
 // The column with the largest variance, judged by a few hundred rows.
 std::int64_t widest(const float* z, std::int64_t stride, std::int64_t axes,
                     const std::vector<std::int64_t>& order, Part part) {
@@ -37,6 +42,7 @@ std::vector<std::int64_t> kdtree_order(const float* z, std::int64_t n, std::int6
                                        std::int64_t axes, std::int64_t leaf, int threads) {
   std::vector<std::int64_t> order(n);
   std::iota(order.begin(), order.end(), 0);
+  std::vector<Key> keys(n);
   std::vector<Part> parts{{0, n}};
   while (!parts.empty()) {  // one level of the tree at a time, its parts in parallel
     std::vector<Part> halves(2 * parts.size());
@@ -48,10 +54,12 @@ std::vector<std::int64_t> kdtree_order(const float* z, std::int64_t n, std::int6
       const std::int64_t middle = part.begin + leaves / 2 * leaf;  // a full number of leaves
       if (leaves > 1) {
         const std::int64_t axis = widest(z, stride, axes, order, part);
-        std::nth_element(order.begin() + part.begin, order.begin() + middle,
-                         order.begin() + part.end, [=](std::int64_t a, std::int64_t b) {
-                           return z[a * stride + axis] < z[b * stride + axis];
-                         });
+        const auto begin = keys.begin() + part.begin;
+        for (std::int64_t r = part.begin; r < part.end; ++r)
+          keys[r] = {z[order[r] * stride + axis], order[r]};
+        std::nth_element(begin, keys.begin() + middle, keys.begin() + part.end,
+                         [](const Key& a, const Key& b) { return a.value < b.value; });
+        for (std::int64_t r = part.begin; r < part.end; ++r) order[r] = keys[r].row;
       }
       halves[2 * i] = {part.begin, leaves > 1 ? middle : part.begin};
       halves[2 * i + 1] = {leaves > 1 ? middle : part.end, part.end};
