@@ -388,6 +388,15 @@ def test_a_read_error_survives_pickling():
     assert (error.status, error.reason) == ("no_fov", "why")
 
 
+def test_the_package_names_what_it_has():
+    from fundad_fast import data
+
+    assert set(data.__all__) <= set(dir(data))
+    assert all(getattr(data, name) is not None for name in data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        data.nothing  # noqa: B018
+
+
 def test_real_photographs(packs):
     files = sorted((packs / "idrid_512" / "test" / "dr").glob("*.jpg"))[:6]
     items = [Item(path.name, str(path)) for path in files]

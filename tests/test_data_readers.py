@@ -104,6 +104,32 @@ def test_a_12_bit_jpeg_is_unsupported(tmp_path):
     refused(tmp_path / "a.jpg", "unsupported", "12-bit")
 
 
+def test_headers_of_a_jpeg_that_are_legal_and_rare(tmp_path, rgb):
+    path = save(tmp_path / "a.jpg", rgb, "JPEG")
+    expected, data = read_image(path), path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xff\xff" + data[2:])  # fill bytes, then a marker's own
+    np.testing.assert_array_equal(read_image(path), expected)
+    odd = b"\xff\xe1\x00\x12Exif\0\0II*\0\xff\xff\xff\x7f\0\0"  # a directory beyond its end
+    path.write_bytes(data[:2] + odd + data[2:])
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"\xff\xd8\xff\xd9" + b"\0" * 20, "frame header is missing"),
+        (b"\xff\xd8\xff\x01\xff\xda" + b"\0" * 20, "frame header is missing"),
+        (b"\xff\xd8\xff\xe0\x00\x04ab" + b"\0" * 20, "marker is missing"),
+        (b"\xff\xd8\xff\xc3\x00\x0b\x08\x00\x10\x00\x10\x01" + b"\0" * 20, "lossless"),
+        (b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x00\x00\x10\x01" + b"\0" * 20, "16 x 0"),
+    ],
+)
+def test_headers_of_a_jpeg_that_are_wrong(tmp_path, data, words):
+    (tmp_path / "a.jpg").write_bytes(data)
+    status = "unsupported" if words == "lossless" else "unreadable"
+    refused(tmp_path / "a.jpg", status, words)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(tmp_path, rgb, kind, orientation):

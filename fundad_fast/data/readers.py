@@ -194,8 +194,6 @@ def _decode_opencv(data: bytes, header: Header) -> np.ndarray:
         pixels = pixels[:, :, :3]
     if header.channels == 1:
         return np.ascontiguousarray(pixels[:, :, :1])
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
     return np.ascontiguousarray(pixels[:, :, ::-1])
 
 

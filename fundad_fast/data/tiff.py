@@ -49,6 +49,12 @@ def tiff_header(file: BinaryIO, size: int, *, first_page: bool) -> Header:
                 "unsupported",
                 f"{bits}-bit {kind} samples: save them as 8 or 16 bits unsigned, or as float",
             )
+        channels = colours[photometric]
+        if page.samplesperpixel > (1 if photometric == _PALETTE else channels + 1):
+            raise ReadError(
+                "unsupported",
+                f"{page.samplesperpixel} samples per pixel: save the image as grey or RGB",
+            )
         if page.imagedepth > 1:
             raise ReadError("unsupported", "a TIFF volume: extract the slices")
         parts = list(zip(page.dataoffsets, page.databytecounts))
@@ -59,7 +65,7 @@ def tiff_header(file: BinaryIO, size: int, *, first_page: bool) -> Header:
             "tiff",
             int(page.imagewidth),
             int(page.imagelength),
-            colours[photometric],
+            channels,
             32 if page.sampleformat == 3 else (16 if bits == 16 else 8),
             orientation if orientation in range(1, 9) else 1,
         )
@@ -137,11 +143,6 @@ def _scaled(pixels: np.ndarray, page: TiffPage) -> np.ndarray:
 def _without_alpha(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.shape[2] == channels:
         return pixels
-    if pixels.shape[2] != channels + 1:
-        raise ReadError(
-            "unsupported",
-            f"{pixels.shape[2]} samples per pixel: save the image as grey or RGB",
-        )
     opaque = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
     if (pixels[:, :, channels] != opaque).any():
         raise ReadError(
