@@ -333,6 +333,13 @@ def test_products_and_transform_of_sines_are_one(monkeypatch):
     torch.testing.assert_close(poisson_blend(target, source, mask), want, rtol=0, atol=1e-12)
 
 
+def test_the_matrix_of_sines_is_its_own_inverse():
+    for n in (1, 2, 77, 512):
+        sines = poisson_file._sines(n, torch.float64, torch.device("cpu"))
+        eye = torch.eye(n, dtype=torch.float64)
+        torch.testing.assert_close(sines @ sines, eye, rtol=0, atol=2e-14)
+
+
 def test_what_has_no_gradient_says_so():
     target = normal(1, 5, 5).requires_grad_()
     out = poisson_blend(target, normal(1, 5, 5), torch.ones(5, 5, dtype=torch.bool))

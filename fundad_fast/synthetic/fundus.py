@@ -188,9 +188,9 @@ def _paint(
         y, x = divmod(int(rng.choice(eye.room)), width)
         opacity = _form(kind, rng, eye, size, float(eye.fibres[y, x]))
         rows, columns, part = _place(opacity, y, x, height, width)
-        part = part * eye.fov[rows, columns].numpy()
+        inside = eye.fov[rows, columns]
         before = image[:, rows, columns].clone()
-        after = _blended(before, kind, part, eye, rng, strength)
+        after = _blended(before, kind, part * inside.numpy(), eye, rng, strength)
         seen = (after - before).abs().mean(0) > _NOTICED
         if int(seen.sum()) >= 3:
             image[:, rows, columns] = after
@@ -283,7 +283,12 @@ def _blended(
     wanted = torch.from_numpy(_widened(opacity > _TRACE))
     both = torch.stack([before, painted]).permute(1, 0, 2, 3).flatten(1)
     low, high = both.amin(1)[:, None, None], both.amax(1)[:, None, None]
-    return ops.poisson_blend(before, painted, wanted).clamp(low, high)
+    blended = ops.poisson_blend(before, painted, wanted).clamp(low, high)
+    # Mixed gradients are no gradient of any image where a form crosses a vessel; what is left over
+    # would spread over the box as a faint halo (up to 0.07). So it ends with the form, and blood
+    # never brightens, nor does an exudate darken.
+    blended = before + torch.from_numpy(np.minimum(opacity / 0.1, 1)) * (blended - before)
+    return torch.where(painted > before, blended.maximum(before), blended.minimum(before))
 
 
 def _widened(form: NDArray[np.bool_]) -> NDArray[np.bool_]:
