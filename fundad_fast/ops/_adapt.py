@@ -17,7 +17,7 @@ from torch import Tensor
 _NAME = "fundad_fast._native"
 _native: ModuleType | None
 try:
-    import fundad_fast._native as _native  # type: ignore[no-redef]
+    import fundad_fast._native as _native
 except ModuleNotFoundError as error:
     if error.name != _NAME:
         raise

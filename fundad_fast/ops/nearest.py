@@ -265,20 +265,25 @@ def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple
         made = nearest_prepare(bank)
         prepared = [made.center, made.norm2]
     q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, *prepared))
-    pairs = 2**21 if q.device.type == "cpu" else 2**25
+    rows_at_once = 8192
+    queries_at_once = (2**23 if q.device.type == "cpu" else 2**26) // rows_at_once
     usable = q.isfinite().all(1)
     q = torch.where(usable[:, None], q, center)
+    away = center - q
+    size2 = torch.linalg.vector_norm(away, dim=1, dtype=torch.float64).square()
     best = torch.full((len(q), k), math.inf, dtype=torch.float64, device=q.device)
     index = torch.full((len(q), k), len(bank), device=q.device)
-    rows_at_once = 8192
     for first in range(0, len(bank), rows_at_once):
         rows = bank[first : first + rows_at_once]
         half = norm2[first : first + rows_at_once] / 2
-        for lo in range(0, len(q), max(1, pairs // len(rows))):
-            part = slice(lo, lo + max(1, pairs // len(rows)))
-            query, near = _candidates(q[part], best[part, -1], rows, half, center, k)
+        centred = (rows - center).T
+        for lo in range(0, len(q), queries_at_once):
+            part = slice(lo, lo + queries_at_once)
+            product = torch.addmm(half, away[part], centred)  # half |row|^2 - <query, row>
+            limit = _limit(product, size2[part], half, best[part, -1], k, q.shape[1])
+            query, near = torch.nonzero((product >= limit[:, None]).logical_not_(), as_tuple=True)
             found = best.new_empty(len(query))
-            for some in torch.arange(len(query), device=q.device).split(pairs // q.shape[1] + 1):
+            for some in torch.arange(len(query), device=q.device).split(2**22 // q.shape[1] + 1):
                 gap = q[part][query[some]].double() - rows[near[some]]
                 found[some] = gap.square_().sum(1)
             best[part], index[part] = _merge(best[part], index[part], query, found, near + first)
@@ -287,36 +292,28 @@ def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple
     return best.float(), index
 
 
-def _candidates(
-    q: Tensor, worst: Tensor, rows: Tensor, half: Tensor, center: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """Numbers of queries and of rows that may be nearer than the query's worst, in that order.
+def _limit(product: Tensor, size2: Tensor, half: Tensor, worst: Tensor, k: int, d: int) -> Tensor:
+    """``[m]`` float32: rows with such a product or a larger one are not among the k nearest.
 
-    The product of a pair is off by no more than ``loss``, and centring moves a distance by no more
-    than ``slack``; see csrc/cpu/nearest-inl.h for the same bounds.
+    NaN if nothing can be said. A product is off by no more than ``loss``, and centring moves a
+    distance by no more than ``slack``; see csrc/cpu/nearest-inl.h for the same bounds.
     """
     unit = 2.0**-24
-    d = q.shape[1]
-    away = center - q
-    product = torch.addmm(half, away, (rows - center).T)  # half |row|^2 - <query, row>
-    size2 = away.square().sum(1, dtype=torch.float64)
     size = size2.sqrt() * (1 + 1e-6)
-    largest = half.double().max().mul(2).sqrt() * (1 + 1e-6)
+    largest = half.max().double().mul(2).sqrt() * (1 + 1e-6)
     slack = 2 * unit * (size + largest)
     loss = 1.01 * (d + 8) * (unit * (size + largest) * largest + 1.2e-38)
-    loss += _product_loss(q) * size * largest
-    if len(rows) >= k:  # the k rows with the smallest products are nearer than this
-        kth = product.topk(k, dim=1, largest=False, sorted=True).values[:, -1]
-        reach2 = (size2 * (1 + 4e-6) + 2 * (kth + loss)).clamp_min(0)
+    loss += _product_loss() * size * largest
+    if product.shape[1] >= k:  # the k rows with the smallest products are nearer than this
+        smallest = product.amin(1) if k == 1 else product.topk(k, largest=False).values[:, -1]
+        reach2 = (size2 * (1 + 4e-6) + 2 * (smallest + loss)).clamp_min(0)
         worst = torch.minimum(worst, (reach2.sqrt() + slack).square())
     limit = ((worst.sqrt() + slack).square() - size2 * (1 - 4e-6)) / 2 + loss
-    limit = (limit + limit.abs() * 2 * unit).float()
-    sure = (product >= limit[:, None]) & (limit.isfinite() & (size + largest < 1e18))[:, None]
-    query, near = torch.nonzero(~sure, as_tuple=True)
-    return query, near
+    sure = limit.isfinite() & (size + largest < 1e18)
+    return torch.where(sure, limit + limit.abs() * 2 * unit, math.nan).float()
 
 
-def _product_loss(q: Tensor) -> float:
+def _product_loss() -> float:
     """The relative error of a product's factors where torch may round them (TF32, bfloat16)."""
     return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-7
 
