@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fundad_fast import ops
-from fundad_fast.ops import OPS, NearestPrepared, kcenter, kcenter_state, nearest, nearest_prepare
+from fundad_fast.ops import (
+    OPS,
+    NearestPrepared,
+    _adapt,
+    kcenter,
+    kcenter_state,
+    nearest,
+    nearest_prepare,
+)
 
 kcenter_file = importlib.import_module("fundad_fast.ops.kcenter")
 
@@ -37,6 +45,21 @@ def backends(name: str) -> Iterator[str]:
         if form.why_not(*first) is None:
             with OPS[name].using(backend):
                 yield backend
+
+
+@pytest.mark.parametrize("name", ["kcenter", "nearest"])
+def test_every_instruction_set_gives_the_same_bits(name, monkeypatch):
+    native = _adapt.native()
+    isas = [isa for isa in native.Isa if isa <= native.best_isa()]
+    for args in OPS[name].samples().values():
+        results = []
+        for isa in isas:
+            monkeypatch.setenv("FUNDAD_ISA", isa.name)
+            with OPS[name].using("cpu"):
+                results.append(OPS[name].call(*args))
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 # ---------------------------------------------------------------------------------------- kcenter
