@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fundad_fast.data import discover, find_fov, read_image, read_mask
-from fundad_fast.demo import make_cohort
+from fundad_fast.demo import _some_kinds, make_cohort
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,13 @@ def test_a_seed_is_a_cohort(root, tmp_path):
     assert len({content for name, content in first.items() if name.endswith(".jpg")}) == 6
     make_cohort(tmp_path / "other", n_train=0, n_healthy=1, n_abnormal=0, size=192, seed=1)
     assert files(tmp_path / "other")["test/good/000.jpg"] != first["test/good/000.jpg"]
+
+
+def test_two_to_four_kinds_in_an_eye():
+    chosen = [_some_kinds(np.random.default_rng(seed)) for seed in range(60)]
+    assert {len(kinds) for kinds in chosen} == {2, 3, 4}
+    assert all(len(set(kinds)) == len(kinds) for kinds in chosen)
+    assert len({kind for kinds in chosen for kind in kinds}) == 5
 
 
 def test_what_is_there_stays_there(root, tmp_path):
