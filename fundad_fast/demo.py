@@ -59,14 +59,29 @@ def make_cohort(
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"make_cohort: {root} is not an empty folder: choose another name")
-    photograph = _retina()
-    plan = [
-        ("train", "good", n_train),
-        ("test", "good", n_healthy),
-        ("test", "lesions", n_abnormal),
-    ]
-    rows = []
-    for part, (split, class_name, count) in enumerate(plan):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # its tensors are small: on a busy machine two threads took 4x as long
+    try:
+        rows = _write_images(root, (n_train, n_healthy, n_abnormal), size, seed)
+    finally:
+        torch.set_num_threads(before)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "README.txt").write_text(_ABOUT, encoding="utf-8")
+    manifest = root / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["path", "split", "label", "class", "mask_path"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return manifest
+
+
+def _write_images(
+    root: Path, counts: tuple[int, int, int], size: int, seed: int
+) -> list[dict[str, str]]:
+    """Write the images and masks, and return the rows of the manifest."""
+    photograph, rows = _retina(), []
+    parts = ("train", "good"), ("test", "good"), ("test", "lesions")
+    for part, ((split, class_name), count) in enumerate(zip(parts, counts, strict=True)):
         for i in range(count):
             # A generator for each image: its looks do not depend on how many others are made.
             rng = np.random.default_rng([seed, part, i])
@@ -81,14 +96,7 @@ def make_cohort(
                     _write_mask(root / "ground_truth_by_type" / kind / f"{i:03d}.png", mask)
             _write_image(root / row["path"], vary_photometry(image, fov, rng))
             rows.append(row)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "README.txt").write_text(_ABOUT, encoding="utf-8")
-    manifest = root / "manifest.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["path", "split", "label", "class", "mask_path"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return manifest
+    return rows
 
 
 def _some_kinds(rng: np.random.Generator) -> list[fundus.Kind]:

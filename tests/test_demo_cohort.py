@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fundad_fast.data import discover, find_fov, read_image, read_mask
 from fundad_fast.demo import _some_kinds, make_cohort
@@ -96,7 +97,9 @@ def test_the_layout_says_the_same_without_the_manifest(root, tmp_path):
 
 
 def test_a_seed_is_a_cohort(root, tmp_path):
+    threads = torch.get_num_threads()
     make_cohort(tmp_path / "more", n_train=0, n_healthy=2, n_abnormal=1, size=192)
+    assert torch.get_num_threads() == threads
     first, more = files(root), files(tmp_path / "more")
     assert more["test/good/000.jpg"] == first["test/good/000.jpg"]
     assert more["test/lesions/000.jpg"] == first["test/lesions/000.jpg"]
