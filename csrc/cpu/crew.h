@@ -17,7 +17,7 @@ class Crew {
  public:
   // Runs job(crew) with `threads` threads at hand; work(item, worker) does one item of a batch.
   template <class Work, class Job>
-  static void run(int threads, const Work& work, const Job& job) {
+  static void run([[maybe_unused]] int threads, const Work& work, const Job& job) {
     Crew crew;
     std::exception_ptr error;
 #pragma omp parallel num_threads(threads) if (threads > 1)

@@ -159,6 +159,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
     flat = cloud(700, 12) @ cloud(12, 150) + 0.05 * cloud(700, 150)  # near a plane, as features are
     tie = torch.zeros(300, 3)
     tie[40:240, 1] = 5  # 200 equal rows: more than any block of work
+    specks = torch.cat([torch.full((120, 66), side) for side in (-1e4, 1e4)]) + cloud(240, 66) / 256
     grid = torch.cartesian_prod(*[torch.arange(5.0)] * 4)
     return {
         "cloud": (cloud(1500, 17), 40, 7),
@@ -174,6 +175,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "grid": (grid, 150, 312),
         "far_from_origin": (cloud(400, 20) + 3000, 60, 0),
         "one_far_away": (torch.cat([cloud(300, 80) * 1e-3, torch.full((1, 80), 1e4)]), 60, 0),
+        "two_specks": (specks, 40, 0),  # no wider than float32 rounding of the space between
         "huge": (cloud(100, 66) * 1e18, 30, 0),
         "tiny": (cloud(100, 66) * 1e-22, 30, 0),
         "transposed": (cloud(90, 200).T, 30, 0),
@@ -286,7 +288,8 @@ def short_picture(x: Tensor) -> tuple[Tensor, float, float]:
     low, high = x.aminmax()
     size = max(float(high), -float(low)) * 2 * math.sqrt(d)  # no norm is larger
     scale = _power_of_two(size)
-    found = _principal_axes((sample - center) / scale)
+    with _adapt.one_thread():
+        found = _principal_axes((sample - center) / scale)
     p = -(-found.shape[1] // 32) * 32
     axes = torch.zeros(d, p, dtype=torch.float64)
     axes[:, : found.shape[1]] = found / scale
