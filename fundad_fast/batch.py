@@ -35,7 +35,8 @@ class Scores:
     Attributes:
         image: ``[b]`` float32.
         map: ``[b, *s']`` float32 on the method's own grid, or ``None`` for a method that only
-            judges whole images. Zero outside the batch's mask.
+            judges whole images. Outside the batch's mask it goes on with the scores next to it, so
+            that interpolation is right at the rim: cut it with the mask at the final resolution.
     """
 
     image: Tensor

@@ -9,7 +9,15 @@ import torch
 
 from fundad_fast import ops
 from fundad_fast.batch import Batch
-from fundad_fast.methods import ConfigError, PatchCore, ReSAD, make_config
+from fundad_fast.methods import (
+    ConfigError,
+    PatchCore,
+    ReSAD,
+    _base,
+    make_config,
+    spread,
+    touched,
+)
 from fundad_fast.methods.coreset import (
     bank_size,
     choose,
@@ -158,13 +166,45 @@ def test_outside_the_mask_nothing_is_learned_or_scored():
     assert len(model._bank.rows) == 4 * 8 * 8  # cells of 4 pixels: rows 2..9, columns 2..9
     x = images(1, seed=8)
     inside = model.score(Batch(x, ("a",), mask[:1]))
-    assert (inside.map[0, :2] == 0).all()
-    assert (inside.map[0, :, 10:] == 0).all()
     assert (inside.map[0, 2:10, 2:10] > 0).all()
+    assert (inside.map[0, :, 12:] == 0).all()  # two rings beyond the mask, then nothing
     changed = x.clone()
     changed[..., :2] = 5.0  # the far border: seen by no scored cell's own pixels
     everywhere = model.score(Batch(changed, ("a",)))
     assert everywhere.image > inside.image
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 3.0])
+def test_a_constant_map_stays_constant_up_to_the_rim_of_the_mask(smoothing):
+    model = fit(fov="auto", smoothing=smoothing)
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    mask = ((x - 24) ** 2 + (y - 22) ** 2 < 15**2)[None]
+    inside = touched(mask, torch.empty(1, 12, 12))
+    grid = torch.where(inside, 7.0, 0.0)
+    full = model._pixels(spread(grid, inside), mask)
+    torch.testing.assert_close(full[mask], torch.full((int(mask.sum()),), 7.0))
+
+
+def test_spread_goes_two_rings_out_and_leaves_the_inside_alone():
+    inside = torch.zeros(1, 7, 7, dtype=torch.bool)
+    inside[0, 3, 2:4] = True
+    grid = torch.full((1, 7, 7), 99.0)
+    grid[0, 3, 2], grid[0, 3, 3] = 2.0, 4.0
+    out = spread(grid, inside)[0]
+    assert (out[3, 2], out[3, 3]) == (2, 4)
+    assert (out[3, 1], out[3, 4], out[2, 2]) == (2, 4, 3)
+    assert out[3, 0] == 2
+    assert (out[0] == 0).all()
+    assert out[3, 6] == 0
+
+
+def test_held_out_pixels_are_bounded(monkeypatch):
+    monkeypatch.setattr(_base, "PIXELS_KEPT", 600)
+    config = make_config(PatchCore, "paper", {**SMALL, "smoothing": 1.0})
+    folds = {f"im{i}": i % 2 for i in range(4)}
+    held = PatchCore(config, weights="untrained").fit(batches(images(4)), folds=folds).held_out_
+    assert 400 < len(held.pixels) <= 600
+    assert len(_base.thinned(np.arange(601), 4)) <= 150
 
 
 def test_batches_of_any_size_score_the_same():
@@ -262,7 +302,7 @@ def test_a_small_budget_chooses_in_shards_and_tells_the_radius():
         store, range(6), make_config(ReSAD, "paper", base), name="x", progress=Progress()
     )
     config = make_config(ReSAD, "paper", base)
-    config = config.model_copy(update={"memory_budget": selection_bytes(800, 6)})
+    config = config.model_copy(update={"memory_budget": 2 * selection_bytes(800, 6)})
     sharded = choose(store, range(6), config, name="x", progress=Progress())
     assert (exact.shards, sharded.shards > 2) == (1, True)
     for chosen in (exact, sharded):
@@ -271,9 +311,12 @@ def test_a_small_budget_chooses_in_shards_and_tells_the_radius():
         radius = torch.cdist(rows, rows[chosen.index]).amin(1).max()
         assert chosen.radius == pytest.approx(float(radius), rel=1e-5)
     assert exact.radius <= sharded.radius <= 2 * exact.radius
-    tiny = config.model_copy(update={"memory_budget": selection_bytes(50, 6)})
-    with pytest.raises(ConfigError, match="memory_budget of at least"):
-        choose(store, range(6), tiny, name="x", progress=Progress())
+    tiny = config.model_copy(update={"memory_budget": 2 * selection_bytes(100, 6)})
+    shares = choose(store, range(6), tiny, name="x", progress=Progress())
+    assert shares.shards == 30
+    assert len(set(shares.index.tolist())) == 60
+    radius = torch.cdist(rows, rows[shares.index]).amin(1).max()
+    assert shares.radius == pytest.approx(float(radius), rel=1e-5)
 
 
 def test_only_the_given_images_are_chosen_from():
@@ -294,7 +337,9 @@ def test_only_the_given_images_are_chosen_from():
         ({"radious": 3}, "no setting 'radious'; did you mean radius"),
         ({"radius": 0}, "radius: .*greater than or equal to 1"),
         ({"combination": ["F", "F"]}, "at most once"),
-        ({"fov": "none", "bank_rows": "fov"}, "bank_rows=fov needs fov=auto"),
+        ({"fov": "none", "bank_rows": "fov"}, "^bank_rows=fov needs fov=auto$"),
+        ({"fov": "none", "fov_crop": True}, "^fov_crop=true needs fov=auto$"),
+        ({"reweight": "paper", "image_score": "mean"}, "image_score=mean has no meaning"),
         ({"attn_norm": "l1"}, "attn_norm"),
     ],
 )

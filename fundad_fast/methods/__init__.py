@@ -11,6 +11,8 @@ from ._base import (
     Plan,
     State,
     make_config,
+    spread,
+    thinned,
     touched,
 )
 from .patchcore import PatchCore
@@ -29,5 +31,7 @@ __all__ = [
     "ReSAD",
     "State",
     "make_config",
+    "spread",
+    "thinned",
     "touched",
 ]

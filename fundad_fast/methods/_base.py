@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from ..batch import Batch, Scores
 from ..progress import Progress
+
+PIXELS_KEPT = 10_000_000  # held-out healthy map cells kept for the pixel threshold
 
 
 class ConfigError(ValueError):
@@ -39,7 +41,10 @@ class MethodConfig(BaseModel):
         0.03, ge=0, lt=0.5, description="Rim of the field of view left out, in radii. Our design."
     )
     white_level: float | None = Field(
-        None, gt=0, description="Sample value that is white, such as 4095; None: by bit depth."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Sample value that is white, such as 4095; None: by bit depth.",
     )
     pages: Literal["one", "first"] = Field(
         "one", description="A TIFF of several pages is refused (one), or its first page is taken."
@@ -50,6 +55,12 @@ class MethodConfig(BaseModel):
         "all to 8-bit-range RGB.",
     )
     seed: int = Field(0, ge=0, description="Of everything random in the method.")
+
+    @model_validator(mode="after")
+    def _crop_needs_a_field_of_view(self) -> Self:
+        if self.fov_crop and self.fov == "none":
+            raise ValueError("fov_crop=true needs fov=auto")
+        return self
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,32 @@ def touched(mask: Tensor | None, map: Tensor) -> Tensor:
     return nnf.adaptive_max_pool2d(mask[:, None].to(map.device, torch.float32), size)[:, 0] > 0
 
 
+def spread(map: Tensor, inside: Tensor, rings: int = 2) -> Tensor:
+    """Fill cells next to the inside of a map with the mean of their known neighbours.
+
+    Interpolation reads one cell beyond the mask; zeros there would pull scores down at its rim.
+
+    Args:
+        map: ``[b, h, w]``; what lies outside is not read.
+        inside: ``[b, h, w]`` bool.
+        rings: how many cells outwards; those beyond are 0.
+    """
+    known = inside[:, None].to(map.dtype)
+    values = map[:, None] * known
+    for _ in range(rings):
+        around = nnf.avg_pool2d(known, 3, stride=1, padding=1)
+        mean = nnf.avg_pool2d(values, 3, stride=1, padding=1) / around.clamp_min(1e-9)
+        values = torch.where(known > 0, values, torch.where(around > 0, mean, 0))
+        known = (around > 0).to(map.dtype)
+    return values[:, 0]
+
+
+def thinned(values: np.ndarray, images: int) -> np.ndarray:
+    """Evenly thinned values of one image, so that all images together keep ``PIXELS_KEPT``."""
+    kept = max(1, PIXELS_KEPT // images)
+    return values[:: -(-len(values) // kept)] if len(values) > kept else values
+
+
 def make_config(
     method: type[Method], preset: str = "default", settings: Mapping[str, Any] | None = None
 ) -> MethodConfig:
@@ -198,8 +235,10 @@ def make_config(
             key = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
             if problem["type"] == "extra_forbidden":
                 said.append(f"{method.name} has no setting {key!r}{_near(key, known)}")
-            else:
+            elif problem["loc"]:
                 said.append(f"{key}: {problem['msg']} (got {problem.get('input')!r})")
+            else:
+                said.append(problem["msg"].removeprefix("Value error, "))
         raise ConfigError("; ".join(said)) from error
 
 

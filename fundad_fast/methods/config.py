@@ -11,7 +11,7 @@ from ._base import MethodConfig
 
 
 class MemoryBankConfig(MethodConfig):
-    """ReSAD's settings (METHODS A.2); PatchCore is one choice of them."""
+    """ReSAD's settings ; PatchCore is one choice of them."""
 
     backbone: str = Field(
         "wide_resnet50_2.tv_in1k",
@@ -59,7 +59,8 @@ class MemoryBankConfig(MethodConfig):
         "none", description="l2: logits of ℓ2-normalised features. Our option."
     )
     attn_reading: Literal["row", "column", "hadamard_sum", "hadamard_diag"] = Field(
-        "row", description="How eq. 4 is read (METHODS A.2.4); its printed shapes do not fit."
+        "row",
+        description="How eq. 4 is read; its printed shapes do not fit.",
     )
 
     projection_eps: float | None = Field(
@@ -79,8 +80,10 @@ class MemoryBankConfig(MethodConfig):
     coreset_bytes: int | None = Field(
         None, ge=1, description="Bytes of the bank in float32, an upper bound beside the others."
     )
-    bank_rows: Literal["all", "fov"] = Field(
-        "all", description="Rows that may enter the bank: all, or those in the field of view."
+    bank_rows: Literal["auto", "all", "fov"] = Field(
+        "auto",
+        description="Rows that may enter the bank: all, those in the field of view, or those in it "
+        "where one is looked for (auto).",
     )
 
     num_neighbors: int = Field(
@@ -106,8 +109,9 @@ class MemoryBankConfig(MethodConfig):
     memory_budget: int = Field(
         4 * 2**30,
         ge=2**20,
-        description="Bytes that rows may take in memory while the bank is built. Above it rows "
-        "are spilled to disk and the selection runs in shards (k-centre of k-centres, our design).",
+        description="Bytes that rows may take in memory while the bank is built, the bank and 8 "
+        "bytes per row aside. Beyond it rows are spilled to disk and the selection runs in shards "
+        "(k-centre of k-centres, our design).",
     )
     store_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="How rows are kept until the bank is chosen."
@@ -124,4 +128,9 @@ class MemoryBankConfig(MethodConfig):
     def _consistent(self) -> MemoryBankConfig:
         if self.bank_rows == "fov" and self.fov == "none":
             raise ValueError("bank_rows=fov needs fov=auto")
+        if self.reweight == "paper" and self.image_score != "max":
+            raise ValueError(
+                f"image_score={self.image_score} has no meaning with reweight=paper, which "
+                "re-weights the largest patch score; set reweight=none"
+            )
         return self

@@ -49,7 +49,7 @@ def projection_dim(rows: int, d: int, eps: float | None) -> int:
     """Johnson-Lindenstrauss dimension for ``rows`` rows, or ``d`` where it would not be lower.
 
     4 ln n / (ε²/2 - ε³/3), rounded down: 347 for IDRiD's 1,286,936 rows and 365 for ADAM's
-    2,708,328 at ε = 0.9 (METHODS A.2.6).
+    2,708,328 at ε = 0.9 (ReSAD, implementation details).
     """
     if eps is None or rows < 2:
         return d
@@ -117,7 +117,8 @@ def choose(
 
     One greedy k-centre over all rows while they fit into ``memory_budget``. Beyond that the images
     are cut into shards, each gives twice its share, and the bank is chosen among those (k-centre of
-    k-centres: our design; the covering radius tells what it costs).
+    k-centres: our design; the covering radius tells what it costs). A bank of which not even that
+    fits is made of the shards' own shares.
 
     Args:
         store: all rows.
@@ -137,45 +138,52 @@ def choose(
     k = bank_size(n, d, config)
     matrix = projection_matrix(n, d, config.projection_eps, config.seed)
     projected = d if matrix is None else matrix.shape[1]
-    limit = shard_rows(projected, config.memory_budget)
+    # The rows themselves take up to half of the budget while they are in memory.
+    budget = config.memory_budget if store.folder is not None else config.memory_budget // 2
+    limit = shard_rows(projected, budget)
     if n <= limit:
         x = _projected(store, numbers, matrix)
         picks, radius2 = _greedy(x, k, name, keep, "", progress)
         return Chosen(numbers[picks], math.sqrt(float(radius2.max())), 1, projected)
 
     wanted = min(n, OVERSAMPLING * k)
-    if wanted > limit:
-        raise ConfigError(
-            f"a bank of {k} rows needs memory_budget of at least "
-            f"{selection_bytes(wanted, projected)} bytes to be chosen; raise memory_budget, or "
-            "lower coreset_sampling_ratio"
-        )
+    merges = wanted <= limit
     shards = numbers.split(limit)
     candidates = []
+    ends = [round((wanted if merges else k) * end / n) for end in _ends(shards)]
     for number, part in enumerate(shards):
+        share = ends[number] - (ends[number - 1] if number else 0)
+        if share == 0:
+            continue
         x = _projected(store, part, matrix)
-        share = min(len(part), math.ceil(wanted * len(part) / n))
         part_name = f"{name} {number + 1}/{len(shards)}"
-        picks, _ = _greedy(x, share, part_name, keep, f"-{number}", progress)
+        picks, _ = _greedy(x, min(len(part), share), part_name, keep, f"-{number}", progress)
         candidates.append(part[picks])
     pool = torch.cat(candidates)
     x = _projected(store, pool, matrix)
-    picks, _ = _greedy(x, k, f"{name} merged", keep, "-merged", progress)
-    bank = ops.nearest_prepare(x[picks])
+    if merges:
+        picks, _ = _greedy(x, k, f"{name} merged", keep, "-merged", progress)
+        x, pool = x[picks], pool[picks]
+    bank = ops.nearest_prepare(x)
     worst = 0.0
     with progress.task(f"radius {name}", len(shards), "shards") as task:
         for part in shards:
             d2, _ = ops.nearest(_projected(store, part, matrix), bank.rows, prepared=bank)
             worst = max(worst, float(d2.max()))
             task.advance()
-    return Chosen(pool[picks], math.sqrt(worst), len(shards), projected)
+    return Chosen(pool, math.sqrt(worst), len(shards), projected)
+
+
+def _ends(shards: Sequence[Tensor]) -> list[int]:
+    return np.cumsum([len(part) for part in shards]).tolist()
 
 
 def _projected(store: RowStore, numbers: Tensor, matrix: Tensor | None) -> Tensor:
     width = store.d if matrix is None else matrix.shape[1]
     x = torch.empty(len(numbers), width)
-    for lo in range(0, len(numbers), 65_536):
-        rows = store.rows(numbers[lo : lo + 65_536])
+    step = max(1024, 2**23 // store.d)  # 32 MiB at a time
+    for lo in range(0, len(numbers), step):
+        rows = store.rows(numbers[lo : lo + step])
         x[lo : lo + len(rows)] = rows if matrix is None else rows @ matrix
     return x
 

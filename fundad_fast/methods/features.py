@@ -15,7 +15,7 @@ from .config import MemoryBankConfig
 class CombinedFeatures(nn.Module):
     """C = the sum of the wanted terms among F, R = ψ_r(F) and P = attention(F), per map cell.
 
-    Source: ReSAD, eq. 2 to 5 (METHODS A.2.2 to A.2.5). With the term F alone and 3×3 pooling these
+    Source: ReSAD, eq. 2 to 5. With the term F alone and 3×3 pooling these
     are PatchCore's locally aware patch features.
     """
 

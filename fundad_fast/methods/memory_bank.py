@@ -22,18 +22,16 @@ from ..backbones import Backbone, WeightsInfo, load_backbone
 from ..batch import Batch, Scores
 from ..progress import Progress
 from ..spill import RowStore
-from ._base import ConfigError, HeldOut, Method, Plan, State, touched
+from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
 from .config import MemoryBankConfig
 from .coreset import bank_size, choose, projection_dim, selection_bytes, shard_rows
 from .features import CombinedFeatures
-
-PIXELS_KEPT = 10_000_000  # healthy map cells kept for the pixel threshold
 
 
 class MemoryBank(Method):
     """ReSAD and PatchCore: combined features, a greedy coreset, nearest-neighbour distances.
 
-    Source: ReSAD section 2 (METHODS A.2); PatchCore (Roth et al. 2022).
+    Source: ReSAD, eq. 1 to 7; PatchCore (Roth et al. 2022).
     """
 
     Config: ClassVar[type[MemoryBankConfig]] = MemoryBankConfig
@@ -53,6 +51,11 @@ class MemoryBank(Method):
             net = load_backbone(c.backbone, c.layers, self.weights, seed=c.seed)
             self._features = CombinedFeatures(net, c).to(self.device)
         return self._features
+
+    @property
+    def _in_fov(self) -> bool:
+        c = self.config
+        return c.bank_rows == "fov" or (c.bank_rows == "auto" and c.fov == "auto")
 
     def fit(
         self,
@@ -153,7 +156,7 @@ class MemoryBank(Method):
         )
         return Plan(
             images=images,
-            memory=int(in_memory + kept * d * 8 + 2**30),
+            memory=in_memory + 8 * rows + 2 * 4 * kept * d + 2**30,
             disk=rows * d * width,
             bundle=kept * d * 4 * 2 + 4 * sum(p.numel() for p in extractor.parameters()),
             seconds=seconds,
@@ -184,7 +187,7 @@ class MemoryBank(Method):
         _, h, w, d = c.shape
         inside = touched(batch.mask, c[..., 0])
         for i, name in enumerate(batch.id):
-            rows = c[i][inside[i]] if self.config.bank_rows == "fov" else c[i]
+            rows = c[i][inside[i]] if self._in_fov else c[i]
             mask = None if batch.mask is None else batch.mask[i]
             store.append(name, rows.reshape(-1, d), _pack(mask, h, w))
 
@@ -192,7 +195,6 @@ class MemoryBank(Method):
         number = np.array([folds[name] for name in store.ids], dtype=np.int32)
         score = np.zeros(len(number), dtype=np.float32)
         cells: list[np.ndarray] = []
-        step = -(-len(store) // PIXELS_KEPT)
         for fold in sorted(set(number.tolist())):
             outside = np.flatnonzero(number != fold).tolist()
             if not outside:
@@ -205,7 +207,7 @@ class MemoryBank(Method):
                 for i in inside:
                     got, values = self._judge_stored(store, i, bank)
                     score[i] = got
-                    cells.append(values[::step])
+                    cells.append(thinned(values, len(number)))
                     task.advance()
         return HeldOut(tuple(store.ids), number, score, np.concatenate(cells))
 
@@ -215,7 +217,7 @@ class MemoryBank(Method):
         mask = None if mask is None else mask[None].to(self.device)
         inside = touched(mask, torch.empty(1, h, w, device=self.device))
         rows = store.image(i).to(self.device)
-        if self.config.bank_rows == "all":
+        if not self._in_fov:
             rows = rows.view(1, h, w, -1)[inside]
         scores = self._judge(rows, inside, mask, bank)
         assert scores.map is not None
@@ -235,23 +237,33 @@ class MemoryBank(Method):
         near = d2.sqrt().mean(1)
         grid = near.new_zeros(inside.shape)
         grid[inside] = near
-        full = self._pixels(grid)
+        grid = spread(grid, inside)
+        full = self._pixels(grid, mask)
         image = self._image_score(full, mask)
         if c.reweight == "paper":
             image = self._reweighted(rows, near, index[:, 0], inside, bank)
         return Scores(image.float(), grid if c.smoothing == 0 else full)
 
-    def _pixels(self, grid: Tensor) -> Tensor:
+    def _pixels(self, grid: Tensor, mask: Tensor | None) -> Tensor:
         """The map at the input's resolution, smoothed when that is wanted: ``[b, s, s]``."""
         c = self.config
         size = (c.image_size, c.image_size)
         full = nnf.interpolate(grid[:, None], size, mode="bilinear", align_corners=False)
         if c.smoothing > 0:
-            from torchvision.transforms.functional import gaussian_blur
-
-            taps = min(2 * round(4 * c.smoothing) + 1, 2 * c.image_size - 1)
-            full = gaussian_blur(full, [taps, taps], [c.smoothing, c.smoothing])
+            if mask is None:
+                full = self._blur(full)
+            else:  # over the mask alone: what lies outside has no weight
+                weight = mask[:, None].to(full.dtype)
+                full = self._blur(full * weight) / self._blur(weight).clamp_min(1e-6)
+                full = spread(full[:, 0], mask)[:, None]
         return full[:, 0]
+
+    def _blur(self, full: Tensor) -> Tensor:
+        from torchvision.transforms.functional import gaussian_blur
+
+        sigma, size = self.config.smoothing, self.config.image_size
+        taps = min(2 * round(4 * sigma) + 1, 2 * size - 1)
+        return gaussian_blur(full, [taps, taps], [sigma, sigma])
 
     def _image_score(self, full: Tensor, mask: Tensor | None) -> Tensor:
         flat = full.flatten(1)

@@ -10,7 +10,7 @@ from .memory_bank import MemoryBank
 
 
 class ReSAD(MemoryBank):
-    """Memory bank over region-aware plus spatial-aware features (METHODS A).
+    """Memory bank over region-aware plus spatial-aware features.
 
     Presets: ``paper`` is the literal reading of the paper; ``default`` is the reading that measures
     best on real data (our design where it departs from the paper: ℓ2-normalised logits, a radius
@@ -26,13 +26,11 @@ class ReSAD(MemoryBank):
             "attn_norm": "l2",
             "attn_scale": 10.0,
             "radius_fraction": 0.125,
-            "bank_rows": "fov",
         },
         "quick": {
             "attn_norm": "l2",
             "attn_scale": 10.0,
             "radius_fraction": 0.125,
-            "bank_rows": "fov",
             "backbone": "resnet18.tv_in1k",
             "image_size": 256,
             "coreset_sampling_ratio": 0.02,
