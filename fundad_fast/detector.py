@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,7 +29,7 @@ from .data import (
     inspect_inputs,
 )
 from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
-from .methods import HeldOut, Method, MethodConfig, Plan, make_config, touched
+from .methods import HeldOut, Method, MethodConfig, Plan, make_config, thinned, touched
 from .progress import Bars, Progress
 
 
@@ -96,7 +96,7 @@ class Detector:
         self.preset, self.weights, self.settings = preset, weights, settings
         self.config: MethodConfig = make_config(self.method, preset, settings)
         self.device = device
-        self.device_ = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device_ = _device(device)
         if folds < 0 or folds == 1:
             raise methods.ConfigError(f"folds={folds}: use 2 or more, or 0 for no thresholds")
         if not 0 < target_fpr < 1:
@@ -142,15 +142,16 @@ class Detector:
         folds = None
         if not val and self.folds:
             folds = self._assign_folds(_items(train))
-        data_hash = _data_hash(_items(train), X)
+        data_hash = _data_hash(train)
         work, done = None, set()
         if scratch is not None:
-            if isinstance(train, ArraySource):
+            if data_hash is None:
                 raise DataError("scratch is for files; images in memory have to be fitted at once")
             work = Path(scratch) / data_hash[:16]
             done = method.done(work)
         rest = train if not done else tuple(i for i in _items(train) if i.id not in done)
         stream = self._stream(rest, spec, "features", len(ids), len(done))
+        stream.failures = self.failures_
         method.fit(stream, folds=folds, scratch=work, progress=self._shows)
         held_out = method.held_out_
         if val:
@@ -198,10 +199,8 @@ class Detector:
         number = assign_folds(items, k, self.config.seed)
         return {item.id: int(fold) for item, fold in zip(items, number)}
 
-    def _stream(
-        self, source: Any, spec: InputSpec, name: str, total: int, done: int
-    ) -> Iterable[Batch]:
-        return _Shown(self, BatchStream(self._loader(source, spec)), name, total, done)
+    def _stream(self, source: Any, spec: InputSpec, name: str, total: int, done: int) -> _Shown:
+        return _Shown(self._shows, BatchStream(self._loader(source, spec)), name, total, done)
 
     def _loader(self, source: Any, spec: InputSpec) -> Loader:
         return Loader(
@@ -223,7 +222,8 @@ class Detector:
             ids += batch.id
             image.append(scores.image.cpu().numpy())
             if scores.map is not None:
-                pixels.append(scores.map[touched(batch.mask, scores.map)].cpu().numpy())
+                shown = scores.map[touched(batch.mask, scores.map)].cpu().numpy()
+                pixels.append(thinned(shown, len(val)))
         if not ids:
             return None
         return HeldOut(
@@ -349,34 +349,55 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Detec
         BundleError: the folder is missing, incomplete, changed or of an unknown kind.
     """
     bundle = load_bundle(Path(path))
-    detector = DETECTORS[bundle.method.name](bundle.preset, device=device)
-    detector.config = bundle.method.config
+    config = bundle.method.config
+    default = make_config(type(bundle.method), bundle.preset)
+    changed = {
+        name: value
+        for name, value in config.model_dump().items()
+        if value != getattr(default, name)
+    }
+    fact = bundle.thresholds.get("image")
+    more = {"target_fpr": fact["target_fpr"]} if fact else {}
+    detector = DETECTORS[bundle.method.name](bundle.preset, device=device, **more, **changed)
     bundle.method.to(detector.device_)
     detector.bundle_ = bundle
     return detector
 
 
 class _Shown:
-    """Batches with progress and failures told to a detector; walkable again."""
+    """Batches with their progress shown and their failures kept; walkable again."""
 
     def __init__(
-        self, owner: Detector, stream: BatchStream, name: str, total: int, done: int
+        self, shows: Progress, stream: BatchStream, name: str, total: int, done: int
     ) -> None:
-        self.owner, self.stream, self.name, self.total, self.done = owner, stream, name, total, done
+        self.shows, self.stream, self.name, self.total, self.done = shows, stream, name, total, done
+        self.failures: dict[str, Failure] = {}
 
     def __iter__(self) -> Iterator[Batch]:
-        with self.owner._shows.task(self.name, self.total, "images") as task:
+        with self.shows.task(self.name, self.total, "images") as task:
             task.advance(self.done)
             for batch in self.stream:
                 yield batch
                 task.advance(len(batch))
-        self.owner.failures_.update(self.stream.failures)
-        if self.stream.failures and len(self.stream.failures) == len(self.stream.loader.items):
-            first = next(iter(self.stream.failures.values()))
+        self.failures.update(self.stream.failures)
+        if len(self.failures) == self.total:
+            first = next(iter(self.failures.values()))
             raise DataError(
-                f"none of the {len(self.stream.failures)} healthy images can be used; the first, "
+                f"none of the {self.total} healthy images can be used; the first, "
                 f"{first.item.id}, is {first.status}: {first.error}"
             )
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for what is not there
+        reason = str(error).splitlines()[0]
+        raise methods.ConfigError(f"device={name}: not to be had here ({reason})") from error
+    return device
 
 
 def _training(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, ...]]:
@@ -384,7 +405,7 @@ def _training(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, ...]]:
     source, dataset = _source(X, y)
     if dataset is None:
         return source, ()
-    return dataset.healthy_for_fit(), dataset.select(split="val", label=0)
+    return dataset.healthy_for_fit(), dataset.healthy("val")
 
 
 def _source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | None]:
@@ -421,19 +442,18 @@ def _items(source: Any) -> tuple[Item, ...]:
     return source if isinstance(source, tuple) else source.items
 
 
-def _data_hash(items: Sequence[Item], X: Any) -> str:
-    """SHA-256 over ids and contents; of arrays in memory, over their values."""
+def _data_hash(source: Any) -> str | None:
+    """SHA-256 over ids and the files' contents; ``None`` for images in memory."""
+    if isinstance(source, ArraySource):
+        return None
     digest = hashlib.sha256()
-    for item in items:
+    for item in source:
         digest.update(item.id.encode("utf-8", "surrogatepass") + b"\0")
-        if item.path:
-            try:
-                with open(item.path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                digest.update(type(error).__name__.encode())
-    if isinstance(X, (np.ndarray, torch.Tensor)):
-        digest.update(np.ascontiguousarray(X).data)
+        try:
+            with open(item.path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:  # the loader will say what is wrong with it
+            digest.update(type(error).__name__.encode())
     return digest.hexdigest()
 
 

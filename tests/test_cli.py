@@ -163,6 +163,47 @@ def test_overwrite_replaces_and_nothing_else_does(model, cohort, tmp_path):
     assert len(rows(tmp_path / "run")) == 8
 
 
+def test_overwrite_never_touches_what_is_not_its_own(model, cohort, tmp_path):
+    data = shutil.copytree(cohort, tmp_path / "data")
+    before = sorted(str(p) for p in data.rglob("*"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("mine")
+    for args, says in (
+        (["score", data, "-m", model, "-o", data], "lie in each other"),
+        (["score", data, "-m", model, "-o", data / "run"], "lie in each other"),
+        (["score", data / "test", "-m", model, "-o", data], "lie in each other"),
+        (["score", data / "test/good/*.png", "-m", model, "-o", data / "test"], "holds an input"),
+        (["eval", data, "-m", model, "-o", model], "lie in each other"),
+        (["score", data, "-m", model, "-o", tmp_path / "thesis"], "remove it yourself"),
+        (["fit", data, "-o", data, *SETTINGS], "is not a model"),
+        (["fit", data, "-o", tmp_path / "thesis", *SETTINGS], "is not a model"),
+        (["demo", "-o", tmp_path / "thesis"], "remove it yourself"),
+        (["score", data, "-m", tmp_path / "typo", "-o", tmp_path / "thesis"], "is not a folder"),
+    ):
+        said = call(*args, "--overwrite", code=2)
+        assert says in said, args
+    assert sorted(str(p) for p in data.rglob("*")) == before
+    assert (tmp_path / "thesis" / "text").read_text() == "mine"
+    assert (model / "bundle.json").exists()
+
+
+def test_a_model_lost_between_two_renames_comes_back(model, cohort, tmp_path):
+    shutil.copytree(model, tmp_path / ".m.old")
+    said = call("fit", cohort, "-o", tmp_path / "m", *SETTINGS, code=2)
+    assert "exists; give another -o" in said
+    assert (tmp_path / "m/bundle.json").exists()
+    shutil.copytree(model, tmp_path / ".m.old")
+    call("fit", cohort, "-o", tmp_path / "m", *SETTINGS, "--overwrite")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_images_to_learn_from_never_judge(model, cohort, tmp_path):
+    shutil.copytree(cohort / "train", tmp_path / "data/train")
+    shutil.copytree(cohort / "test/spot", tmp_path / "data/train/dr")
+    said = call("eval", tmp_path / "data", "-m", model, "-o", tmp_path / "run", code=2)
+    assert "in the split test" in said
+
+
 def test_a_mask_of_another_aspect_is_that_rows_error(model, cohort, tmp_path):
     data = shutil.copytree(cohort, tmp_path / "data")
     wrong = data / "ground_truth/spot/02_mask.png"
@@ -216,7 +257,12 @@ def test_progress_as_json_lines(cohort, tmp_path):
         (["fit", "{cohort}", "-o", "{out}", "--set", "folds=3"], "option of its own"),
         (["fit", "{cohort}", "-o", "{out}", "--set", "backbone=resnet17"], "no model 'resnet17'"),
         (["score", "{cohort}", "-m", "{empty}", "-o", "{out}"], "holds no bundle.json"),
-        (["score", "{cohort}", "-m", "{model}", "-o", "{cohort}"], "not a run folder"),
+        (["score", "{cohort}", "-m", "{model}", "-o", "{sick}"], "not a run folder"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "weights=x"], "option of its own"),
+        (["fit", "{cohort}", "-o", "{out}", "--set", "white_level=.inf"], "white_level"),
+        (["fit", "{cohort}", "-o", "{out}", "--device", "foo"], "device=foo"),
+        (["fit", "{cohort}", "-o", "/dev/null/x"], "/dev/null"),
+        (["eval", "{cohort}", "-m", "{model}", "-o", "{out}", "--against", "{tmp}"], "run.json"),
         (["score", "-", "-m", "{model}", "-o", "{out}"], "standard input is empty"),
         (["score", "{cohort}", "-m", "{model}", "-o", "{out}", "--overlays", "x"], "--overlays x"),
         (["eval", "{cohort}/test/good", "-m", "{model}", "-o", "{out}"], "nothing is labelled"),
@@ -244,6 +290,13 @@ def test_mistakes_get_one_line_and_exit_code_2(args, says, model, cohort, tmp_pa
     assert line.startswith("fundad: ")
     assert says.format(**names) in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["FUNDAD_ISA", "FUNDAD_BACKEND"])
+def test_a_wrong_environment_is_told(name, model, cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, "bogus")
+    said = call("score", cohort, "-m", model, "-o", tmp_path / "run", code=2)
+    assert said.strip().splitlines()[-1].startswith(f"fundad: {name}='bogus'")
 
 
 def test_info_says_what_is_in_force():

@@ -94,6 +94,29 @@ def test_failures_while_fitting_are_kept_and_told(cohort, tmp_path):
         small().fit(folder)
 
 
+def test_a_killed_fit_with_a_bad_image_goes_on(cohort, tmp_path, monkeypatch):
+    folder = shutil.copytree(cohort / "train" / "good", tmp_path / "train")
+    (folder / "05.png").write_bytes(b"")
+    whole = small().fit(folder)
+    killed = small()
+    monkeypatch.setattr(killed.method, "_hold_out", lambda *args: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(folder, scratch=tmp_path / "work")
+    monkeypatch.undo()
+    again = small().fit(folder, scratch=tmp_path / "work")
+    assert list(again.failures_) == ["05.png"]
+    assert torch.equal(again.bundle_.method._bank.rows, whole.bundle_.method._bank.rows)
+
+
+def test_a_loaded_detector_has_the_parameters_it_was_fitted_with(fitted, tmp_path):
+    loaded = fundad_fast.load(fitted.save(tmp_path / "m"))
+    assert loaded.config == fitted.config
+    params = loaded.get_params()
+    assert params["image_size"] == 64
+    assert params["target_fpr"] == fitted.target_fpr
+    assert fundad_fast.ReSAD(**params).config == fitted.config
+
+
 def test_threads_and_batches_do_not_change_scores(fitted, cohort):
     want = fitted.score(cohort / "test")
     before = torch.get_num_threads()
@@ -157,6 +180,7 @@ def test_parameters_are_scikit_learns():
         (lambda: small(folds=1), "folds=1"),
         (lambda: small(target_fpr=0.0), "target_fpr=0"),
         (lambda: small(radius="big"), "radius"),
+        (lambda: small(device="foo"), "device=foo"),
         (lambda: fundad_fast.PatchCore("nope"), "no preset"),
     ],
 )

@@ -13,18 +13,22 @@ from ..data import Fov, Item, Prepared, ReadError, find_fov, fov_mask, read_imag
 from ..evaluation import PixelEvaluator, resample_map, resize_affine
 from ..evaluation.compare import Evaluated
 from ..evaluation.evaluate import ImageRecord, evaluate
+from ..evaluation.resample import resize_mask
 from ..progress import Progress
-from .folder import RunError, read_map, read_rows, read_run, replacing
+from ..run_folder import RunError, read_map, read_rows, read_run, replacing
 
 
-def check_mask(item: Item, prepared: Prepared) -> tuple[str, str] | None:
+def check_mask(
+    item: Item, prepared: Prepared, *, max_megapixels: float = 200.0
+) -> tuple[str, str] | None:
     """Why an image's lesion masks cannot be used: it makes a failed row in an evaluation."""
     if item.mask_path is None:
         return None
     try:
-        union = read_mask(item.mask_path, shape=(prepared.height, prepared.width)).shape
+        limit, frame = max_megapixels, (prepared.height, prepared.width)
+        union = read_mask(item.mask_path, shape=frame, max_megapixels=limit).shape
         for kind, path in item.mask_paths_by_type:
-            h, w = read_mask(path).shape
+            h, w = read_mask(path, max_megapixels=limit).shape
             if (h, w) != union:
                 return "unsupported", (
                     f"its {kind} mask has {w} x {h} pixels, the mask of all lesions "
@@ -40,6 +44,7 @@ def collect_run(
     items: Sequence[Item],
     *,
     eval_size: int | None = None,
+    max_megapixels: float = 200.0,
     progress: Progress | None = None,
 ) -> Evaluated:
     """What a run says and what is true, image by image and pixel by pixel.
@@ -51,6 +56,7 @@ def collect_run(
         run: a run folder with maps.
         items: the data set; their ids are those of the rows. Rows of other ids are left out.
         eval_size: compare on a square grid of this side instead (the papers' protocols).
+        max_megapixels: larger images and masks are not decoded.
         progress: told about the images.
     """
     facts = read_run(run)["model"]
@@ -78,7 +84,7 @@ def collect_run(
                 )
             )
             if pixels is not None and row["map_path"] is not None:
-                _add_pixels(pixels, run, row, item, facts["input_spec"])
+                _add_pixels(pixels, run, row, item, facts["input_spec"], max_megapixels)
             task.advance()
     return Evaluated(records, pixels, (thresholds.get("image") or {}).get("value"))
 
@@ -91,17 +97,20 @@ def evaluate_run(
     seed: int = 0,
     eval_size: int | None = None,
     ap_chunk: bool = False,
+    max_megapixels: float = 200.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run folder against the labels and masks of its items: ``metrics.json``.
 
     Args:
-        run, items, eval_size, progress: as for ``collect_run``.
+        run, items, eval_size, max_megapixels, progress: as for ``collect_run``.
         n_boot, seed: of the intervals.
         ap_chunk: add the chunked pixel AP.
     """
     facts = read_run(run)["model"]
-    found = collect_run(run, items, eval_size=eval_size, progress=progress)
+    found = collect_run(
+        run, items, eval_size=eval_size, max_megapixels=max_megapixels, progress=progress
+    )
     return evaluate(
         found.records,
         found.pixels,
@@ -124,7 +133,12 @@ def save_metrics(run: Path, metrics: dict[str, Any]) -> Path:
 
 
 def _add_pixels(
-    pixels: PixelEvaluator, run: Path, row: dict[str, Any], item: Item, spec: dict[str, Any]
+    pixels: PixelEvaluator,
+    run: Path,
+    row: dict[str, Any],
+    item: Item,
+    spec: dict[str, Any],
+    max_megapixels: float,
 ) -> None:
     if item.label is None or (item.label == 1 and item.mask_path is None):
         return  # where its lesions are is not known
@@ -132,21 +146,30 @@ def _add_pixels(
     values, affine = read_map(run, row["map_path"])
     mask, types, shape = None, {}, (height, width)
     if item.label == 1:
-        mask = read_mask(str(item.mask_path))
+        mask = read_mask(str(item.mask_path), max_megapixels=max_megapixels)
         shape = mask.shape
-        types = {kind: read_mask(path) for kind, path in item.mask_paths_by_type}
-    if shape != (height, width):
-        to_mask = resize_affine((height, width), *shape)
-        affine = to_mask @ np.vstack([affine, [0, 0, 1]])
-    full = resample_map(values, affine, *shape)
-    inside = _field_of_view(row, shape, spec)
+        types = {
+            kind: read_mask(path, max_megapixels=max_megapixels)
+            for kind, path in item.mask_paths_by_type
+        }
+    inside = _field_of_view(row, shape, spec, max_megapixels)
+    grid = shape if pixels.eval_size is None else (pixels.eval_size, pixels.eval_size)
+    full = resample_map(values, _onto(affine, height, width, grid), *grid)
     if inside is not None and spec["fov"] == "auto":
-        full = np.where(inside, full, np.float32(0))
+        cut = inside if inside.shape == grid else resize_mask(inside, *grid)
+        full = np.where(cut, full, np.float32(0))
     pixels.add(item.id, full, mask, fov=inside, types=types or None, patient=item.patient_id)
 
 
+def _onto(affine: np.ndarray, height: int, width: int, grid: tuple[int, int]) -> np.ndarray:
+    """The map's affine to a grid that covers the image, in place of the image's own pixels."""
+    if grid == (height, width):
+        return affine
+    return resize_affine((height, width), *grid) @ np.vstack([affine, [0, 0, 1]])
+
+
 def _field_of_view(
-    row: dict[str, Any], shape: tuple[int, int], spec: dict[str, Any]
+    row: dict[str, Any], shape: tuple[int, int], spec: dict[str, Any], max_megapixels: float
 ) -> np.ndarray | None:
     """Where scores count, at the mask's resolution; found here where the model did not look."""
     height, width = row["height"], row["width"]
@@ -155,17 +178,14 @@ def _field_of_view(
         fov = Fov(*circle, tuple(row["fov_box"]), height, width)
     else:
         try:
-            fov = find_fov(read_image(row["path"]))
-        except ReadError:
-            return None
+            pixels = read_image(row["path"], max_megapixels=max_megapixels, first_page=True)
+        except ReadError as error:
+            raise RunError(
+                f"{row['path']} was scored but cannot be read now ({error.reason}); its field of "
+                "view is needed for the figures inside it"
+            ) from error
+        fov = find_fov(pixels)
     if fov.status == "none":
         return None
-    inside = fov_mask(fov, height, width, erode=spec["fov_erode"])
-    if inside.shape != shape:
-        import cv2
-
-        small = cv2.resize(
-            inside.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-        )
-        inside = small.astype(bool)
-    return np.asarray(inside)
+    inside = fov_mask(fov, height, width, spec["fov_erode"], padded=spec["fov_crop"])
+    return inside if inside.shape == shape else resize_mask(inside, *shape)

@@ -6,7 +6,6 @@ Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +35,8 @@ from .options import (
     how_many,
 )
 from .steps import (
+    alone,
+    apart,
     compare_with_truth,
     demo_detector,
     discover,
@@ -45,10 +46,14 @@ from .steps import (
     print_plan,
     print_settings,
     replace_model,
+    restore_model,
     score_into,
+    test_images,
     told,
     use_threads,
 )
+
+DEMO_MARK = "fundad-demo.txt"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,9 +86,14 @@ def fit(
 ) -> None:
     """Learn from healthy images and write a model. A killed fit goes on when called again."""
     with told():
-        if output.exists() and not overwrite and not dry_run:
-            raise UsageError(f"{output} exists; give another -o, or --overwrite")
+        restore_model(output)
+        if output.exists() and not dry_run:
+            if not overwrite:
+                raise UsageError(f"{output} exists; give another -o, or --overwrite")
+            if not (output / "bundle.json").is_file():
+                raise UsageError(f"{output} is not a model (no bundle.json); remove it yourself")
         dataset = discover(data)
+        apart(output, data, dataset.items)
         detector = make_detector(
             method,
             preset,
@@ -105,9 +115,9 @@ def fit(
             return
         scratch = output.with_name(f".{output.name}.work")
         began = time.monotonic()
-        detector.fit(dataset, scratch=scratch)
-        replace_model(detector, output)
-        shutil.rmtree(scratch)
+        with alone(scratch):
+            detector.fit(dataset, scratch=scratch)
+            replace_model(detector, output)
         print_fitted(detector, output, time.monotonic() - began)
         if strict and detector.failures_:
             raise typer.Exit(1)
@@ -147,6 +157,7 @@ def score(
         if dry_run:
             print(f"would score {len(dataset.items)} images into {output}")
             return
+        apart(output, [model, *source], dataset.items)
         shown = progress(show)
         failed = score_into(
             model,
@@ -197,12 +208,16 @@ def evaluate(
 ) -> None:
     """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
     with told():
+        from ..archive.folder import read_run
         from ..report import write_report
 
         top = how_many(overlays)
         dataset = discover(data)
         print(dataset.describe())
-        items = dataset.select(split="test") or dataset.items
+        items = test_images(dataset)
+        apart(output, [model, *data], dataset.items)
+        if against is not None:
+            read_run(against)
         if all(item.label is None for item in items):
             raise UsageError(
                 f"nothing is labelled in {dataset.root}: use test/good and test/<class> folders, "
@@ -266,11 +281,13 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole way once: images, fit, scores, metrics, pictures; under three minutes."""
-    with told():
+    with told(resumes=False):
         from ..demo import make_cohort
         from ..report import write_report
 
-        fresh(output, overwrite)
+        fresh(output, overwrite, DEMO_MARK)
+        output.mkdir(parents=True)
+        (output / DEMO_MARK).write_text("made by `fundad demo`; --overwrite may replace it\n")
         began = time.monotonic()
         if data is None:
             print("making a cohort from one real fundus photograph (scikit-image's retina) ...")
@@ -283,7 +300,7 @@ def demo(
         detector = demo_detector(weights, options)
         detector.fit(dataset)
         detector.save(output / "model")
-        items = dataset.select(split="test") or dataset.items
+        items = test_images(dataset)
         score_into(
             output / "model",
             dataset,

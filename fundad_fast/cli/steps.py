@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,7 @@ from ..progress import Progress
 from .options import UsageError, parse_settings, read_config
 
 if TYPE_CHECKING:
-    from ..data import Dataset
+    from ..data import Dataset, Item
     from ..detector import Detector
 
 
@@ -38,27 +42,44 @@ SUMMARY = (
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(resumes: bool = True) -> Iterator[None]:
     """Errors that a user can act on become one line and exit code 2."""
+    from pydantic import ValidationError
+
+    from ..run_folder import RunError
     from ..backbones import BackboneError
     from ..bundle import BundleError
     from ..data import DataError
     from ..methods import ConfigError
 
+    known = (UsageError, DataError, ConfigError, BackboneError, BundleError, RunError)
     try:
+        _check_environment()
         yield
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        on = "; the same command goes on from here" if resumes else ""
+        print(f"interrupted{on}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except (UsageError, DataError, ConfigError, BackboneError, BundleError) as error:
+    except known as error:
         _fail(error)
-    except (RuntimeError, ValueError) as error:
-        from ..archive.folder import RunError
-        from ..report import ReportError
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        on = "; free some space and call again: it goes on" if error.errno == errno.ENOSPC else ""
+        _fail(UsageError(f"{where}{error.strerror or error}{on}"))
 
-        if not isinstance(error, (RunError, ReportError)):
-            raise
-        _fail(error)
+
+def _check_environment() -> None:
+    """FUNDAD_BACKEND and FUNDAD_ISA are read deep below; a mistake in them is told here."""
+    if "FUNDAD_BACKEND" in os.environ or "FUNDAD_ISA" in os.environ:
+        from .. import ops
+
+        try:
+            ops.status()
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def _fail(error: Exception) -> None:
@@ -80,11 +101,57 @@ def discover(source: list[str]) -> Dataset:
     return discover(source[0] if len(source) == 1 else source)
 
 
-def fresh(output: Path, overwrite: bool) -> None:
-    if output.exists():
-        if not overwrite:
-            raise UsageError(f"{output} exists; give another -o, or --overwrite")
-        shutil.rmtree(output)
+def test_images(dataset: Dataset) -> tuple[Item, ...]:
+    """The split ``test``, or everything where nothing is split; never images to learn from."""
+    items = dataset.select(split="test")
+    if items or all(item.split is None for item in dataset.items):
+        return items or dataset.items
+    raise UsageError(
+        f"nothing of {dataset.root} is in the split test: put images to judge by into "
+        "test/good and test/<class>, or give them split=test in the manifest"
+    )
+
+
+def apart(output: Path, folders: Iterable[str | Path], items: Iterable[Item] = ()) -> None:
+    """Refuse an output that is, holds or lies in what is read: it would be lost or scored."""
+    here = output.resolve()
+    for name in folders:
+        there = Path(name).resolve()
+        if there.is_dir() and (here == there or here in there.parents or there in here.parents):
+            raise UsageError(f"-o {output} and {name} lie in each other; give another -o")
+    inside = f"{here}{os.sep}"
+    for item in items:
+        if os.path.abspath(item.path).startswith(inside):
+            raise UsageError(f"-o {output} holds an input, {item.path}; give another -o")
+
+
+def fresh(output: Path, overwrite: bool, mark: str) -> None:
+    """Make way for an output: only a folder that holds ``mark``, so one of ours, is removed."""
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{output} exists; give another -o, or --overwrite")
+    if not (output / mark).is_file():
+        raise UsageError(
+            f"{output} was not written by this command (no {mark}); remove it yourself"
+        )
+    shutil.rmtree(output)
+
+
+@contextmanager
+def alone(scratch: Path) -> Iterator[None]:
+    """Hold a folder for work in progress against other processes; it is removed at the end."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is fitting into {scratch}; wait for it") from error
+        yield
+        shutil.rmtree(scratch)
+    finally:
+        os.close(handle)
 
 
 def make_detector(
@@ -102,10 +169,10 @@ def make_detector(
     name = method or said.get("method", "resad")
     if name not in DETECTORS:
         raise UsageError(f"no method {name!r}; there are {', '.join(DETECTORS)}")
-    values = {**said.get("settings", {}), **parse_settings(settings or [])}
+    values = {**(said.get("settings") or {}), **parse_settings(settings or [])}
     if seed is not None:
         values["seed"] = seed
-    reserved = set(options) & set(values)
+    reserved = {"method", "preset", "weights", *options} & set(values)
     if reserved:
         raise UsageError(f"{', '.join(sorted(reserved))} is an option of its own, not for --set")
     return DETECTORS[name](
@@ -135,16 +202,26 @@ def _size(count: float) -> str:
 
 def replace_model(detector: Detector, output: Path) -> None:
     """Save the model; an old one gives way only when the new one is complete."""
+    new, old = (output.with_name(f".{output.name}.{what}") for what in ("new", "old"))
+    restore_model(output)
     if not output.exists():
         detector.save(output)
         return
-    new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     detector.save(new)
-    old = output.with_name(f".{output.name}.old")
     output.rename(old)
     new.rename(output)
     shutil.rmtree(old)
+
+
+def restore_model(output: Path) -> None:
+    """Bring back, or clear away, what a kill between two renames has left."""
+    old = output.with_name(f".{output.name}.old")
+    if old.exists():
+        if output.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(output)
 
 
 def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
@@ -187,15 +264,15 @@ def score_into(
     overwrite: bool,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
-    from ..archive.pictures import make_overlays
+    from ..report.overlays import make_overlays
     from ..archive.run import ScoreOptions, score_run
     from ..archive.truth import check_mask
     from ..detector import load
 
-    if overwrite:
-        fresh(output, overwrite)
     detector = load(model, device=device)
     assert detector.bundle_ is not None
+    if overwrite:
+        fresh(output, overwrite, "run.json")
     options = ScoreOptions(batch_size, use_threads(threads), max_megapixels, maps)
     began = time.monotonic()
     counts = score_run(
@@ -205,7 +282,7 @@ def score_into(
         output,
         kind=kind,
         options=options,
-        check=check_mask if kind == "eval" else None,
+        check=partial(check_mask, max_megapixels=max_megapixels) if kind == "eval" else None,
         progress=shown,
     )
     seconds = time.monotonic() - began
@@ -252,7 +329,7 @@ def _compare_runs(
     seed: int,
     shown: Progress,
 ) -> None:
-    from ..archive.folder import replacing
+    from ..run_folder import replacing
     from ..archive.truth import collect_run
     from ..evaluation.compare import compare, markdown_comparison
 

@@ -95,14 +95,17 @@ class Fov:
         return (distance2 <= (self.r - rim) ** 2) & in_x[None, :] & in_y[:, None]
 
 
-def fov_mask(fov: Fov, height: int, width: int, erode: float = 0.0) -> np.ndarray:
+def fov_mask(
+    fov: Fov, height: int, width: int, erode: float = 0.0, padded: bool = False
+) -> np.ndarray:
     """The field of view as ``[height, width]`` bool on the original pixels.
 
     Args:
         fov: of an image of this size.
         height, width: of the image in pixels.
         erode: width of the rim left out, as a fraction of the radius. Edges that cut the disc
-            inside the frame are eroded too; the frame's own border is not.
+            inside the frame are eroded too; the frame's own border is not, unless ``padded``.
+        padded: as in :meth:`Fov.contains`; the mask of a model with ``fov_crop``.
 
     Raises:
         ValueError: the status is ``none``, or the size is not that of the field of view's frame.
@@ -113,7 +116,7 @@ def fov_mask(fov: Fov, height: int, width: int, erode: float = 0.0) -> np.ndarra
             f"{height}"
         )
     x, y = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)
-    return fov._inside(x, y, erode, padded=False)
+    return fov._inside(x, y, erode, padded)
 
 
 def find_fov(pixels: np.ndarray) -> Fov:
@@ -207,7 +210,8 @@ def _shrunk(pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, 
 
     height, width, channels = pixels.shape
     # Strided first: averaging millions of pixels would cost more than all that follows.
-    step = max(1, max(height, width) // (2 * _WORKING_SIDE))
+    # A narrow strip keeps 8 rows, or columns, whatever its length.
+    step = max(1, min(max(height, width) // (2 * _WORKING_SIDE), min(height, width) // 8))
     offset = step // 2
     strided = np.ascontiguousarray(pixels[offset::step, offset::step])
     h0, w0, _ = strided.shape
