@@ -189,6 +189,14 @@ def other_pictures():
     }
 
 
+@pytest.mark.parametrize("shape", [(16, 40000), (40000, 16), (17, 9300), (16, 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_have_none(shape, channels):
+    rng = np.random.default_rng(0)
+    assert find_fov(rng.integers(0, 256, (*shape, channels), np.uint8)).status == "none"
+    assert find_fov(np.zeros((*shape, channels), np.uint8)).status == "none"
+
+
 @pytest.mark.parametrize("name", other_pictures())
 def test_other_pictures_have_none(name):
     image = other_pictures()[name]

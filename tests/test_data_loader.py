@@ -202,17 +202,58 @@ def test_memory_that_runs_out_is_that_items_failure():
     (chunk,) = Loader(Slow(4, at=fail), SPEC, batch_size=4)
     assert [item.id for item in chunk.items] == ["0", "3"]
     assert [(f.item.id, f.status) for f in chunk.failures] == [("1", "failed"), ("2", "failed")]
-    assert chunk.failures[0].error == "not enough memory for this image"
-    assert chunk.failures[1].error == "DefaultCPUAllocator: can't allocate memory"
+    assert chunk.failures[0].error == "MemoryError: not enough memory for this image"
+    assert chunk.failures[1].error == "RuntimeError: DefaultCPUAllocator: can't allocate memory"
 
 
-def test_a_mistake_in_the_program_is_not_hidden():
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (KeyError("a"), "KeyError: 'a'"),
+        (cv2.error("line one\n line two"), "error: line one line two"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_any_error_of_one_image_is_that_items_failure(error, said):
     def fail(index):
-        raise KeyError(index)
+        if index == 1:
+            raise error
 
-    with pytest.raises(KeyError):
-        list(Loader(Slow(4, at=fail), SPEC))
+    (chunk,) = Loader(Slow(3, at=fail), SPEC, batch_size=4)
+    assert [item.id for item in chunk.items] == ["0", "2"]
+    assert [(f.item.id, f.status, f.error) for f in chunk.failures] == [("1", "failed", said)]
+    assert chunk.batch.image[:, 0, 0, 0].tolist() == pytest.approx([0, 2 / 255])
+
+
+def test_any_error_of_preparing_is_that_items_failure(monkeypatch):
+    from fundad_fast.data import loader
+
+    def prepare_but(pixels, *args, **more):
+        if pixels.max() == 2:
+            raise cv2.error("no")
+        return prepare(pixels, *args, **more)
+
+    monkeypatch.setattr(loader, "prepare", prepare_but)
+    (chunk,) = Loader(Slow(3), SPEC, batch_size=4)
+    assert [(f.item.id, f.error) for f in chunk.failures] == [("2", "error: no")]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_interrupts_and_exits_pass(kind):
+    def end(index):
+        if index == 2:
+            raise kind
+
+    with pytest.raises(kind):
+        list(Loader(Slow(4, at=end), SPEC))
     assert workers() == []
+
+
+def test_a_strip_beside_photographs_is_refused_alone(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 40000, 3), 90, np.uint8))
+    spec = InputSpec(image_size=24)
+    (chunk,) = Loader([Item("a", str(tmp_path / "a.png"))], spec)
+    assert [f.status for f in chunk.failures] == ["no_fov"]
 
 
 def test_torch_uses_one_thread_in_each_worker_and_as_many_as_before_elsewhere():

@@ -99,6 +99,7 @@ class Chunk:
 class Loader:
     """Reads and prepares items with a pool of threads; iterating it again starts again.
 
+    Any error of reading or preparing one image is that image's failure; interrupts and exits pass.
     The order is that of the items for any number of threads. At most two batches (or a batch and
     two images per thread) are held in memory. Leaving a loop early, or an interrupt, ends the
     threads after the image each is at.
@@ -175,9 +176,8 @@ class Loader:
             result.prepared = prepared
         except ReadError as error:
             result.failure = Failure(result.item, error.status, error.reason)
-        except (MemoryError, RuntimeError) as error:  # torch says the latter of its own memory
-            reason = " ".join(str(error).split()) or "not enough memory for this image"
-            result.failure = Failure(result.item, "failed", reason)
+        except Exception as error:  # the border of one image: none may end the run of the others
+            result.failure = Failure(result.item, "failed", _said(error))
         result.ms = (time.perf_counter() - started) * 1000
         return result
 
@@ -198,6 +198,13 @@ class BatchStream:
             self.failures.update({failure.item.id: failure for failure in chunk.failures})
             if chunk.items:
                 yield chunk.batch
+
+
+def _said(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if not message and isinstance(error, MemoryError):
+        message = "not enough memory for this image"
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def _processors() -> int:
