@@ -370,7 +370,7 @@ def test_a_pattern(tree, monkeypatch):
     dataset = discover(f"{root}/**/*")
     assert (dataset.layout, dataset.root) == ("glob", str(root))
     assert [item.id for item in dataset.items] == ["x/1.png", "x/2.jpg", "y/deep/3.png"]
-    assert dataset.notes == ("1 files in folders of masks are not taken for images",)
+    assert dataset.notes == ("1 masks are not taken for images",)
     assert [item.id for item in discover(f"{root}/x/?.png").items] == ["1.png"]
     with pytest.raises(DataError, match="matches no image among 1 files; .. stands for folders"):
         discover(f"{root}/x/*.txt")
@@ -396,6 +396,39 @@ def test_a_list(tree):
         discover([3])
 
 
+def test_masks_and_manifests_that_a_pattern_matches_are_no_images(tree):
+    root = tree(
+        "x.jpg", "x_mask.png", "x_mask_2.png", "y_mask.png", "z_mask.png", "gt/x.png", "notes"
+    )
+    (root / "z.txt").write_text("no image")
+    for name in ("manifest.csv", "table.parquet"):
+        (root / name).write_text("path\n")
+    dataset = discover(f"{root}/**/*")
+    # The images of y_mask and z_mask are not there: these are images of odd names.
+    assert [item.id for item in dataset.items] == ["notes", "x.jpg", "y_mask.png", "z_mask.png"]
+    assert dataset.notes == ("3 masks and 2 manifests are not taken for images",)
+    assert dataset.ignored == 1  # z.txt; what is called notes has the first bytes of an image
+    # Also where the pattern leaves the image out.
+    assert [i.id for i in discover(f"{root}/*.png").items] == ["y_mask.png", "z_mask.png"]
+    with pytest.raises(DataError, match="matches no image among 1 files"):
+        discover(f"{root}/x_mask.p*")
+
+
+def test_masks_and_manifests_in_a_list_are_no_images(tree, monkeypatch):
+    root = tree("a/x.jpg", "a/x_mask.png", "a/y_mask.png", "gt/x.png", "manifest.csv")
+    names = ["a/x.jpg", "a/x_mask.png", "a/y_mask.png", "gt/x.png", "manifest.csv", "b/gone.png"]
+    monkeypatch.chdir(root)
+    dataset = discover(names)
+    assert [item.id for item in dataset.items] == ["a/x.jpg", "a/y_mask.png", "b/gone.png"]
+    assert dataset.notes == ("2 masks and 1 manifests are not taken for images",)
+    assert [item.id for item in discover([root / "a" / "x.jpg"]).items] == [str(root / "a/x.jpg")]
+    # A folder that all of them lie in says nothing, as with a folder that is given by its name.
+    assert [item.id for item in discover(["gt/x.png"]).items] == ["gt/x.png"]
+    assert discover(["gone/q_mask.png"]).items[0].id == "gone/q_mask.png"
+    with pytest.raises(DataError, match="no images, but 1 masks and 1 manifests"):
+        discover(["a/x_mask.png", "manifest.csv"])
+
+
 def test_the_same_tree_gives_the_same_data_set(tree):
     root = tree(*(f"train/good/{i % 7}{i}.png" for i in range(40)), "test/x/1.png")
     assert discover(root) == discover(root)
@@ -414,6 +447,38 @@ def test_selection():
     assert len(dataset.select()) == len(dataset) == 4
     with pytest.raises(ValueError, match="train, val, test"):
         dataset.select("valid")
+
+
+@pytest.mark.parametrize(
+    "train, val, expected",
+    [
+        ("0 0", "0 1", ("t0 t1", "v0")),
+        ("0 1", "- -", ("t0", "v0 v1")),  # no label in val: healthy, as in train
+        ("- -", "- -", ("t0 t1", "v0 v1")),
+        ("0 -", "0 -", ("t0", "v0")),  # some labelled: the others are unknown
+        ("0", "1 -", ("t0", "")),
+        ("0", "", ("t0", "")),
+    ],
+)
+def test_healthy_images_of_train_and_val(train, val, expected):
+    def items(split, labels):
+        values = [None if label == "-" else int(label) for label in labels.split()]
+        return [Item(f"{split[0]}{i}", "", label=v, split=split) for i, v in enumerate(values)]
+
+    every = (*items("train", train), *items("val", val), Item("e", "", label=0, split="test"))
+    dataset = Dataset(every, "manifest", ".")
+    found = tuple(" ".join(i.id for i in dataset.healthy(split)) for split in ("train", "val"))
+    assert found == expected
+    assert dataset.healthy_for_fit() == dataset.healthy("train")
+
+
+def test_healthy_images_without_splits_and_with_classes():
+    plain = Dataset((Item("a", ""), Item("b", "")), "folder", ".")
+    assert (plain.healthy("train"), plain.healthy("val")) == (plain.items, ())
+    classed = Dataset((Item("a", "", class_name="x", split="val"),), "imagefolder", ".")
+    assert (classed.healthy("train"), classed.healthy("val")) == ((), ())
+    with pytest.raises(ValueError, match="train or val"):
+        plain.healthy("test")
 
 
 def test_what_was_understood_is_described(tree):

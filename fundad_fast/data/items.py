@@ -106,33 +106,46 @@ class Dataset:
             if (split is None or item.split == split) and (label is None or item.label == label)
         )
 
-    def healthy_for_fit(self) -> tuple[Item, ...]:
-        """The images to learn from: labelled healthy, of the split ``train`` where splits exist.
+    def healthy(self, split: Literal["train", "val"]) -> tuple[Item, ...]:
+        """The healthy images of a split, to learn from or to set thresholds on; often none in val.
 
-        Where there are neither labels nor classes, all images (of that split) count as healthy: the
-        user says so by fitting on them.
+        Those labelled healthy. Where no image of the split has a label or a class, all of them
+        count as healthy: the user says so by fitting on them. Where no image has a split at all,
+        all are of ``train``.
+        """
+        if split not in ("train", "val"):
+            raise ValueError(f"split must be train or val; got {split!r}: a fit sees no test image")
+        pool = self._of_split(split)
+        if all(item.label is None and item.class_name is None for item in pool):
+            return pool
+        return tuple(item for item in pool if item.label == 0)
+
+    def _of_split(self, split: str) -> tuple[Item, ...]:
+        if all(item.split is None for item in self.items):
+            return self.items if split == "train" else ()
+        return self.select(split)
+
+    def healthy_for_fit(self) -> tuple[Item, ...]:
+        """``healthy("train")``, which must not be empty.
 
         Raises:
             DataError: there is no such image.
         """
-        where, pool = f"{show(self.root)} (layout {self.layout})", self.items
-        if any(item.split is not None for item in pool):
-            pool = tuple(item for item in pool if item.split == "train")
-            where += ", split train"
-            if not pool:
-                raise DataError(
-                    f"no images in the split train of {where}: healthy images to learn from belong "
-                    "in train/good, or have split=train in the manifest"
-                )
-        if all(item.label is None and item.class_name is None for item in pool):
-            return pool
-        healthy = tuple(item for item in pool if item.label == 0)
-        if not healthy:
+        healthy = self.healthy("train")
+        if healthy:
+            return healthy
+        where = f"{show(self.root)} (layout {self.layout})"
+        pool = self._of_split("train")
+        if not pool:
             raise DataError(
-                f"no healthy images among the {len(pool)} of {where}: put them in a folder named "
-                "good, normal or healthy, or give them label 0 in a manifest"
+                f"no images in the split train of {where}: healthy images to learn from "
+                "belong in train/good, or have split=train in the manifest"
             )
-        return healthy
+        where += ", split train" if pool[0].split is not None else ""
+        raise DataError(
+            f"no healthy images among the {len(pool)} of {where}: put them in a folder named "
+            "good, normal or healthy, or give them label 0 in a manifest"
+        )
 
     def describe(self) -> str:
         """What was understood, in a few lines: counts by split and class, masks, notes."""

@@ -13,6 +13,7 @@ from fundad_fast.data.folders import dataset_of_folder
 from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
 from fundad_fast.data.listing import is_image_file
 from fundad_fast.data.manifest import is_manifest, read_manifest
+from fundad_fast.data.masks import base_of_side_by_side, stem_of
 from fundad_fast.data.naming import is_mask_folder
 
 _MAGIC_CHARACTERS = "*?["
@@ -37,7 +38,8 @@ def discover(
               folders and is used instead.
 
             Folders named good, normal, healthy (or no_dr, 0_normal, or 0 among numbers) hold
-            healthy images.
+            healthy images. Masks (in folders of masks, or ``x_mask.png`` beside ``x.png``) and
+            manifests are never images, also where a pattern matches or a list names them.
         recursive: look into the folders of a folder.
 
     Returns:
@@ -66,8 +68,63 @@ def _dataset_of_list(paths: Sequence[str | os.PathLike[str]]) -> Dataset:
     if len(paths) == 0:
         raise DataError("the list of images is empty")
     names = [os.fspath(path) for path in paths]
-    items = tuple(Item(item_id(name), os.path.expanduser(name)) for name in names)
-    return Dataset(items, "list", os.getcwd())
+    files = [os.path.expanduser(name) for name in names]
+    folders = [os.path.dirname(os.path.abspath(file)) for file in files]
+    root = os.path.commonpath(folders)  # folders of masks are looked for below it
+    left = _LeftOut()
+    items = tuple(
+        Item(item_id(name), file)
+        for name, file, folder in zip(names, files, folders)
+        if not left.takes(file, os.path.relpath(folder, root))
+    )
+    if not items:
+        raise DataError(
+            f"the list holds no images, but {left}: give the images, or the manifest itself"
+        )
+    return Dataset(items, "list", os.getcwd(), 0, left.notes())
+
+
+class _LeftOut:
+    """Decides which files of a pattern or list are masks or manifests, and counts them."""
+
+    def __init__(self) -> None:
+        self.masks = self.manifests = 0
+        self._names: dict[str, list[str]] = {}
+
+    def takes(self, path: str, below: str) -> bool:
+        """Whether a file is no image to score; ``below`` is its folder, from the root."""
+        if is_manifest(path):
+            self.manifests += 1
+            return True
+        in_folder = any(is_mask_folder(part) for part in Path(below).parts)
+        if in_folder or self._beside_its_image(path):
+            self.masks += 1
+            return True
+        return False
+
+    def _beside_its_image(self, path: str) -> bool:
+        """Whether it is an ``x_mask.png`` with an image ``x`` in its folder, named or not."""
+        folder, name = os.path.split(path)
+        base = base_of_side_by_side(name)
+        if base is None:
+            return False
+        if folder not in self._names:
+            try:
+                self._names[folder] = os.listdir(folder or os.curdir)
+            except OSError:  # not there: the reader says so of each file in it
+                self._names[folder] = []
+        return any(
+            stem_of(other) == base and is_image_file(os.path.join(folder, other))
+            for other in self._names[folder]
+        )
+
+    def __str__(self) -> str:
+        counts = ((self.masks, "masks"), (self.manifests, "manifests"))
+        return " and ".join(f"{n} {kind}" for n, kind in counts if n)
+
+    def notes(self) -> tuple[str, ...]:
+        """What to tell the user."""
+        return (f"{self} are not taken for images",) if self.masks or self.manifests else ()
 
 
 def _dataset_of_file(path: str) -> Dataset:
@@ -89,12 +146,10 @@ def _dataset_of_pattern(pattern: str) -> Dataset:
         fixed.append(part)
     root = os.path.join(*fixed) if fixed else os.curdir
     found = sorted(p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p))
-    images, masks = [], 0
+    images, left = [], _LeftOut()
     for path in found:
         relative = Path(os.path.relpath(path, root)).as_posix()
-        if any(is_mask_folder(part) for part in relative.split("/")[:-1]):
-            masks += 1
-        elif is_image_file(path):
+        if not left.takes(path, os.path.dirname(relative)) and is_image_file(path):
             images.append(Item(item_id(relative), path))
     if not images:
         raise DataError(
@@ -102,9 +157,9 @@ def _dataset_of_pattern(pattern: str) -> Dataset:
             + (f" among {len(found)} files" if found else "")
             + "; ** stands for folders of any depth, as in 'archive/**/*.png'"
         )
-    notes = (f"{masks} files in folders of masks are not taken for images",) if masks else ()
     images.sort(key=lambda item: item.id)
-    return Dataset(tuple(images), "glob", root, len(found) - len(images) - masks, notes)
+    ignored = len(found) - len(images) - left.masks - left.manifests
+    return Dataset(tuple(images), "glob", root, ignored, left.notes())
 
 
 def _unique(dataset: Dataset) -> Dataset:
