@@ -1,7 +1,7 @@
-#SPDX - License - Identifier : Apache - 2.0
-#Sets FUNDAD_HAVE_CUDA, and then has the CUDA language enabled.AUTO builds a small program first:
-#an nvcc that is there but does not work(host compiler too new, no runtime library) shall cost a
-#warning and not the installation.
+# SPDX-License-Identifier: Apache-2.0
+# Sets FUNDAD_HAVE_CUDA, and then has the CUDA language enabled. AUTO builds a small program first:
+# an nvcc that is there but does not work (host compiler too new, no runtime library) shall cost a
+# warning and not the installation.
 set(FUNDAD_HAVE_CUDA FALSE)
 if(FUNDAD_CUDA STREQUAL "OFF")
   return()
