@@ -141,6 +141,23 @@ def test_a_state_goes_on_in_steps_and_after_a_kill(x, data):
             assert torch.equal(last2, radius2)
 
 
+@given(rows(least=3), st.data())
+@few
+def test_a_state_goes_on_from_any_picks(x, data):
+    given = data.draw(st.permutations(range(len(x))))[: data.draw(st.integers(1, len(x)))]
+    reach2 = (x[:, None] - x[given]).square().sum(-1).amin(1)
+    reach2[given] = -1
+    want = list(given)
+    while len(want) < len(x):
+        want.append(int(reach2.argmax()))
+        reach2 = torch.minimum(reach2, (x - x[want[-1]]).square().sum(1))
+        reach2[want[-1]] = -1
+    for _ in backends("kcenter"):
+        state = kcenter_state(x, picks=given)
+        assert state.picks.tolist() == list(given)
+        assert state.advance(len(x)).tolist() == want
+
+
 def test_a_state_knows_its_rows():
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     for _ in backends("kcenter"):

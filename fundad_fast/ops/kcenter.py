@@ -160,6 +160,10 @@ def samples() -> dict[str, tuple[Any, ...]]:
     tie = torch.zeros(300, 3)
     tie[40:240, 1] = 5  # 200 equal rows: more than any block of work
     specks = torch.cat([torch.full((120, 66), side) for side in (-1e4, 1e4)]) + cloud(240, 66) / 256
+    middle, sphere = cloud(1, 37), cloud(200, 37)
+    sphere = middle + sphere / sphere.norm(dim=1, keepdim=True)  # equally far but for rounding
+    # Equally far but for the order of summation: every instruction set must round alike.
+    turns = torch.stack([sphere[0, torch.randperm(37, generator=g)] for _ in range(100)])
     grid = torch.cartesian_prod(*[torch.arange(5.0)] * 4)
     return {
         "cloud": (cloud(1500, 17), 40, 7),
@@ -176,6 +180,8 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "far_from_origin": (cloud(400, 20) + 3000, 60, 0),
         "one_far_away": (torch.cat([cloud(300, 80) * 1e-3, torch.full((1, 80), 1e4)]), 60, 0),
         "two_specks": (specks, 40, 0),  # no wider than float32 rounding of the space between
+        "sphere": (torch.cat([middle, sphere]), 40, 0),
+        "permuted": (torch.cat([torch.full((1, 37), 0.1), turns]), 20, 0),
         "huge": (cloud(100, 66) * 1e18, 30, 0),
         "tiny": (cloud(100, 66) * 1e-22, 30, 0),
         "transposed": (cloud(90, 200).T, 30, 0),

@@ -162,6 +162,10 @@ def samples() -> dict[str, tuple[Any, ...]]:
     holes[2, 3], holes[8, 0] = math.nan, math.inf
     tie = torch.ones(300, 5)
     tie[7], tie[250:] = 3, 2
+    middle, sphere = rows(1, 37), rows(200, 37)
+    sphere = middle + sphere / sphere.norm(dim=1, keepdim=True)  # equally far but for rounding
+    # Equally far but for the order of summation: every instruction set must round alike.
+    turns = torch.stack([sphere[0, torch.randperm(37, generator=g)] for _ in range(100)])
     grid = torch.cartesian_prod(*[torch.arange(4.0)] * 4)
     return {
         "odd": (rows(37, 70), odd, 1, []),
@@ -178,6 +182,8 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "far_from_origin": (far, torch.cat([far, far + 0.01]), 2, []),
         "own_rows": (odd, odd.repeat(3, 1), 3, []),
         "two_clouds": (rows(50, 20), torch.cat([rows(80, 20), rows(80, 20) + 1e4]), 100, []),
+        "sphere": (middle, sphere, 60, []),
+        "permuted": (torch.full((1, 37), 0.1), turns, 60, []),
         "huge": (rows(20, 40) * 1e18, rows(90, 40) * 1e18, 4, []),
         "tiny": (rows(20, 40) * 1e-22, rows(90, 40) * 1e-22, 4, []),
         "not_finite": (holes, rows(30, 12), 3, []),
