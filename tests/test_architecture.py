@@ -17,6 +17,7 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "__init__": {"ops", "detector"},
     "batch": set(),
     "progress": set(),
+    "run_folder": set(),
     "ops": {"ops", "_native"},
     "spill": set(),
     "backbones": set(),
@@ -25,12 +26,12 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "data": {"data", "ops"},
     "bundle": {"methods"},
     "evaluation": {"evaluation"},
-    "report": {"report", "evaluation", "data"},
+    "report": {"report", "evaluation", "data", "run_folder"},
     "detector": {"methods", "bundle", "data", "evaluation"},
-    "archive": {"archive", "methods", "bundle", "data", "evaluation", "report"},
+    "archive": {"archive", "methods", "bundle", "data", "evaluation", "run_folder"},
     "demo": {"synthetic", "data"},
     "cli": {"cli", "detector", "archive", "evaluation", "report", "demo", "methods", "bundle"}
-    | {"data", "backbones", "ops"},
+    | {"data", "backbones", "ops", "run_folder"},
 }
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fundad_fast.report import write_report
+from fundad_fast.run_folder import overlay_path
 
 NASTY = "</script><script>alert(1)</script> \"q\" 's' & \n眼底 😀/img"
 SIZE = 48
@@ -23,6 +24,7 @@ KEYS = {
     "model", "schema", "method", "preset", "id", "input", "layout", "created", "notes", "config",
     "trained_on", "thresholds", "image", "pixel", "rule", "target_fpr", "colour_scale", "settings",
     "environment", "metrics", "image_AUROC", "groups", "definition", "reason", "normal_scores",
+    "input_spec", "image_size",
 }  # fmt: skip
 MARKED = ("id", "error", "class", "patient_id", "laterality", "map_path")
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -66,8 +68,9 @@ def make_run(
             np.savez(folder / "maps" / f"{i}.npz", map=values, affine=affine)
         row = {
             "id": NASTY if i == 0 else f"image {i}", "path": str(path), "status": "ok",
-            "error": None, "width": SIZE, "height": SIZE, "fov_cx": 23.5, "fov_cy": 23.5,
-            "fov_r": 22.0, "score": float(i), "score_pct": 100.0 * i / n,
+            "error": None, "width": SIZE, "height": SIZE, "fov_status": "ok", "fov_cx": 23.5,
+            "fov_cy": 23.5, "fov_r": 22.0, "fov_box": [0, 0, SIZE, SIZE],
+            "score": float(i), "score_pct": 100.0 * i / n,
             "pred_label": int(i > n / 2), "map_path": f"maps/{i}.npz" if maps else None,
             "bytes": path.stat().st_size if path.exists() and i != 5 else None,
             "regions": [{"x": 8, "y": 16, "w": 12, "h": 12, "area": 144, "score": 8.0}] * abnormal,
@@ -334,7 +337,7 @@ def test_photographs_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 4, images=2)
     overlays = tmp_path / "run" / "overlays"
     overlays.mkdir()
-    cv2.imwrite(str(overlays / "3.jpg"), np.full((80, 200, 3), 90, np.uint8))
+    cv2.imwrite(str(overlay_path(tmp_path / "run", "image 3")), np.full((80, 200, 3), 90, np.uint8))
     page = report(tmp_path / "run")
     assert page.text.count("the file is not there any more") == 2
     assert page.text.count("This is the overlay that was saved") == 1
@@ -357,7 +360,7 @@ def test_changed_damaged_and_missing_files_get_a_note(tmp_path: Path) -> None:
     notes = re.findall(r"</dl>(.*?)</li>", page.source)
     for note, says in zip(
         notes,
-        ("has changed", "photograph cannot be shown", "mask is not there", "cannot be read",
+        ("has changed", "photograph cannot be shown", "mask cannot be shown", "cannot be read",
          "cannot be read", "is damaged"),
     ):  # fmt: skip
         assert says in note, (says, note)
@@ -377,11 +380,3 @@ def test_without_maps_only_the_photograph_is_shown(tmp_path: Path) -> None:
     assert len(page.with_class("single")) == 6
     assert not page.with_class("colour-key")
     assert "White outlines" not in page.text
-
-
-def test_normal_scores_may_lie_in_their_own_file(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", model={"normal_scores": None})
-    assert "not stored" in report(tmp_path / "run").text
-    table = pa.table({"id": ["a", "b"], "score": pa.array([1.0, float("nan")], pa.float32())})
-    pq.write_table(table, tmp_path / "run" / "normal_scores.parquet")
-    assert "held-out healthy (1)" in report(tmp_path / "run").text

@@ -30,6 +30,11 @@ def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int(near(picture, colour).sum())
 
 
+def disc(height: int, width: int, cx: float, cy: float, r: float) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return (x - cx) ** 2 + (y - cy) ** 2 <= r**2
+
+
 def panels(picture: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Left and right panel of an overlay without a title, found by the layout's own rule."""
     filled = (picture != picture[0, 0]).any(-1)
@@ -115,24 +120,22 @@ def test_lesion_outline_survives_a_strong_reduction() -> None:
 def test_nothing_is_coloured_outside_the_field_of_view() -> None:
     image = photograph()
     hot = np.full((300, 400), 9.0, np.float32)
-    picture = overlay(image, hot, scale=SCALE, threshold=None, fov=(200.0, 150.0, 100.0))
+    inside = disc(300, 400, 200, 150, 100)
+    picture = overlay(image, hot, scale=SCALE, threshold=None, fov=inside)
     right = panels(picture, 300, 400)[1]
-    y, x = np.mgrid[:300, :400]
-    disc = (x - 200) ** 2 + (y - 150) ** 2 <= 100**2
-    np.testing.assert_array_equal(right[~disc], image[~disc])
-    assert (right[disc] != image[disc]).any(-1).mean() > 0.99
-    nan = float("nan")
-    everywhere = overlay(image, hot, scale=SCALE, threshold=None, fov=(nan, nan, nan))
+    np.testing.assert_array_equal(right[~inside], image[~inside])
+    assert (right[inside] != image[inside]).any(-1).mean() > 0.99
+    everywhere = overlay(image, hot, scale=SCALE, threshold=None)
     assert (panels(everywhere, 300, 400)[1] != image).any(-1).mean() > 0.99
 
 
 def test_outlines_keep_to_the_field_of_view() -> None:
     image = photograph()
     hot = np.full((300, 400), 9.0, np.float32)
-    picture = overlay(image, hot, scale=SCALE, threshold=2.0, fov=(200.0, 150.0, 100.0))
+    inside = disc(300, 400, 200, 150, 100)
+    picture = overlay(image, hot, scale=SCALE, threshold=2.0, fov=inside)
     right = panels(picture, 300, 400)[1]
-    y, x = np.mgrid[:300, :400]
-    beyond = (x - 200) ** 2 + (y - 150) ** 2 > 104**2  # the line is a few pixels wide
+    beyond = ~disc(300, 400, 200, 150, 104)  # the line is a few pixels wide
     np.testing.assert_array_equal(right[beyond], image[beyond])
 
 
@@ -140,11 +143,10 @@ def test_the_field_of_view_of_a_reduced_image_stays_centred() -> None:
     image = np.full((2048, 2048, 3), 60, np.uint8)
     hot = np.full((2048, 2048), 9.0, np.float32)
     centre = (2048 - 1) / 2
-    picture = overlay(
-        image, hot, scale=SCALE, threshold=None, fov=(centre, centre, 700.0), max_side=256
-    )
+    inside = disc(2048, 2048, centre, centre, 700)
+    picture = overlay(image, hot, scale=SCALE, threshold=None, fov=inside, max_side=256)
     changed = (panels(picture, 256, 256)[1] != 60).any(-1)
-    assert changed.any()
+    assert abs(changed.mean() / inside.mean() - 1) < 0.01
     np.testing.assert_array_equal(changed, changed[::-1, ::-1])
 
 
@@ -177,7 +179,7 @@ def test_any_size_gives_a_readable_picture(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 90, np.uint8)
     scores = np.full(shape, 2.0, np.float32)
     picture = overlay(
-        image, scores, scale=SCALE, threshold=2.0, mask=scores > 1, fov=(0.0, 0.0, 9e9), title="T"
+        image, scores, scale=SCALE, threshold=2.0, mask=scores > 1, fov=scores > 1, title="T"
     )
     assert picture.dtype == np.uint8
     assert 120 <= picture.shape[0] <= 1200
@@ -207,7 +209,7 @@ def test_arguments_are_not_modified() -> None:
     image, scores = photograph(), np.full((300, 400), 5, np.float32)
     mask = np.eye(300, 400, dtype=bool)
     before = image.copy(), scores.copy(), mask.copy()
-    overlay(image, scores, scale=SCALE, threshold=2.0, mask=mask, fov=(9.0, 9.0, 99.0))
+    overlay(image, scores, scale=SCALE, threshold=2.0, mask=mask, fov=~mask)
     for now, then in zip((image, scores, mask), before):
         np.testing.assert_array_equal(now, then)
 
@@ -222,6 +224,7 @@ def test_arguments_are_not_modified() -> None:
         ({"image": np.zeros((4, 4, 3), np.float32)}, "uint8"),
         ({"image": np.zeros((4, 4, 4), np.uint8)}, "wanted"),
         ({"mask": np.zeros((4, 5), bool)}, "mask is"),
+        ({"fov": np.ones((5, 4), bool)}, "fov is"),
         ({"threshold": float("inf")}, "threshold"),
         ({"max_side": 10}, "max_side"),
     ],

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fundad_fast.report import ReportError, write_report
 from fundad_fast.report import html as report_html
+from fundad_fast.report import write_report
+from fundad_fast.run_folder import RunError
 
 shared = runpy.run_path(str(Path(__file__).with_name("test_report_html.py")))
 make_run, report, Page = shared["make_run"], shared["report"], shared["Page"]
@@ -74,7 +75,7 @@ def test_a_very_long_run_keeps_its_worst_rows(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, break_it: Any, says: str) -> None:
     make_run(tmp_path / "run")
     break_it(tmp_path / "run")
-    with pytest.raises(ReportError, match=says):
+    with pytest.raises(RunError, match=says):
         write_report(tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores items into a run folder: read, prepare, score, write; one row per item, always."""
+"""Scores items into a run folder: read, prepare, score, write; one row per item, always.
+
+What goes on where: items without a row are scored; so are, anew, items whose file, masks or labels
+are no longer what their row says. The old row goes first, so the parts never hold two of one id.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +23,39 @@ from ..bundle import Bundle, environment
 from ..data import Chunk, Dataset, InputSpec, Item, Loader, Prepared
 from ..evaluation.thresholds import score_percentile
 from ..progress import Progress
-from .folder import RunFolder
+from ..run_folder import RunError, RunFolder, read_rows
 from .regions import map_affine, top_regions
 
 Check = Callable[[Item, Prepared], tuple[str, str] | None]
+Files = tuple[int | None, int | None, int | None, int | None]
+
+NORMAL_SCORES = 5000
+"""Held-out healthy scores that ``run.json`` keeps at most: enough for a histogram."""
+
+_NAMED_ONE_BY_ONE = ("list", "file", "glob", "manifest")
+"""Layouts whose folder does not say what belongs to them."""
+
+_FILE_COLUMNS = ("bytes", "mtime_ns", "mask_bytes", "mask_mtime_ns")
+_LABEL_COLUMNS = ("gt_label", "class", "group", "patient_id", "laterality")
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How a run is made; none of these changes a score."""
+    """How a run is made; none of these changes a score.
+
+    Attributes:
+        batch_size: images per batch.
+        threads: that read images; by default the processors of this process.
+        max_megapixels: larger images are refused.
+        save_maps: whether maps are written.
+        retry_failed: score again what failed, even where its files have not changed.
+    """
 
     batch_size: int = 8
     threads: int | None = None
     max_megapixels: float = 200.0
     save_maps: bool = True
+    retry_failed: bool = False
 
 
 def score_run(
@@ -48,6 +71,12 @@ def score_run(
 ) -> dict[str, int]:
     """Score items into a run folder; an interrupted run of the same model and settings goes on.
 
+    A run goes on with the same folder, which may have grown or shrunk. A list of files, a pattern
+    or a manifest may only have grown: where it no longer names what has a row, it is another one.
+
+    On going on, an item is scored anew when the size or time of its file or masks or its labels
+    have changed since, so also a failed one that was repaired; a row whose file has gone stays.
+
     Args:
         bundle: the model.
         dataset: where the items come from, for ``run.json``.
@@ -60,12 +89,15 @@ def score_run(
 
     Returns:
         number of rows by status, over the whole run.
+
+    Raises:
+        RunError: the folder holds something else, another run, or a run on other images.
     """
     options, progress = options or ScoreOptions(), progress or Progress()
     about = {
         "kind": kind,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "input": dataset.root,
+        "input": os.path.realpath(dataset.root),
         "layout": dataset.layout,
         "notes": list(dataset.notes),
         "model": describe_model(bundle),
@@ -75,8 +107,10 @@ def score_run(
     }
     began = time.monotonic()
     with RunFolder(out, about) as run:
-        done = run.done()
+        done = _keep_rows(run, dataset.layout, items, options.retry_failed)
         todo = [item for item in items if item.id not in done]
+        # Before anything is read: what changes while the run goes on is noticed by the next one.
+        files = {item.id: _files(item) for item in todo}
         loader = Loader(
             todo,
             InputSpec(**bundle.input_spec),
@@ -88,26 +122,96 @@ def score_run(
             task.advance(len(items) - len(todo))
             for chunk in loader:
                 for row in _rows(bundle, chunk, run, options, check):
+                    row.update(zip(_FILE_COLUMNS, files[row["id"]]))
                     run.add(row)
                 task.advance(len(chunk), failed=len(chunk.failures))
         run.flush()
         counts = count_statuses(out)
-        seconds = round(time.monotonic() - began, 3)
+        seconds = round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3)
         run.write_json("run.json", {**run.about, "counts": counts, "seconds": seconds})
         run.log("end", counts=counts)
     return counts
 
 
+def _keep_rows(run: RunFolder, layout: str, items: Sequence[Item], retry_failed: bool) -> set[str]:
+    """Ids whose rows stand; rows that no longer do are dropped."""
+    known = {item.id: item for item in items}
+    done, changed, failed = set(), set(), set()
+    columns = ["id", "path", "status", *_FILE_COLUMNS, *_LABEL_COLUMNS]
+    for row in read_rows(run.path, columns=columns):
+        item = known.get(row["id"])
+        if item is None:
+            if layout in _NAMED_ONE_BY_ONE:
+                raise RunError(
+                    f"{run.path} holds {row['id']}, which this {layout} does not name (it may "
+                    "grow, not change); give another -o, or --overwrite"
+                )
+            continue
+        if not _same_file(row["path"], item.path):
+            raise RunError(
+                f"{run.path} holds {row['id']} of {row['path']}, which is now {_path(item.path)}; "
+                "give another -o, or --overwrite"
+            )
+        files, labels = _files(item), _labels(item)
+        was = tuple(row[name] for name in _FILE_COLUMNS)
+        there = files[0] is not None
+        if there and (was != files or any(row[key] != value for key, value in labels.items())):
+            changed.add(item.id)
+        elif retry_failed and row["status"] != "ok":
+            failed.add(item.id)
+        else:
+            done.add(item.id)
+    if changed or failed:
+        run.log("anew", changed=len(changed), failed=len(failed))
+        run.drop(changed | failed)
+    return done
+
+
+def _files(item: Item) -> Files:
+    """Size and time of an item's file and of its masks; ``None`` where there is none."""
+    size, newest = _size_and_time(item.path)
+    paths = [item.mask_path] if item.mask_path is not None else []
+    masks = [_size_and_time(p) for p in (*paths, *(path for _, path in item.mask_paths_by_type))]
+    sizes = [one for one, _ in masks if one is not None]
+    times = [one for _, one in masks if one is not None]
+    return size, newest, sum(sizes) if sizes else None, max(times, default=None)
+
+
+def _size_and_time(path: str) -> tuple[int | None, int | None]:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None, None  # the row's own status says what is wrong with the file
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _labels(item: Item) -> dict[str, Any]:
+    """What a row repeats of an item."""
+    return dict(
+        zip(
+            _LABEL_COLUMNS,
+            (item.label, item.class_name, item.group, item.patient_id, item.laterality),
+        )
+    )
+
+
+def _path(path: str) -> str:
+    """A path as a row holds it: absolute; Parquet knows no bytes that are not UTF-8."""
+    return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+
+
+def _same_file(stored: str, path: str) -> bool:
+    return stored == _path(path) or os.path.realpath(stored) == os.path.realpath(path)
+
+
 def count_statuses(out: Path) -> dict[str, int]:
     """Number of rows of a run by status."""
-    from .folder import read_rows
-
     return dict(Counter(row["status"] for row in read_rows(out, columns=["status"])))
 
 
 def describe_model(bundle: Bundle) -> dict[str, Any]:
     """What ``run.json`` says of the model."""
-    normal = [] if bundle.normal is None else [round(float(v), 6) for v in bundle.normal.score]
+    normal = [] if bundle.normal is None else thinned(bundle.normal.score)
     return {
         "id": bundle.id,
         "method": bundle.method.name,
@@ -117,8 +221,16 @@ def describe_model(bundle: Bundle) -> dict[str, Any]:
         "thresholds": bundle.thresholds,
         "colour_scale": bundle.colour_scale,
         "trained_on": bundle.trained_on,
-        "normal_scores": normal[:5000],
+        "normal_scores": normal,
     }
+
+
+def thinned(scores: np.ndarray, n: int = NORMAL_SCORES) -> list[float]:
+    """At most ``n`` of the scores, evenly by rank with both ends; sorted, to six digits."""
+    ordered = np.sort(np.asarray(scores, np.float64))
+    if len(ordered) > n:
+        ordered = ordered[np.linspace(0, len(ordered) - 1, n).round().astype(np.intp)]
+    return [float(f"{value:.6g}") for value in ordered]
 
 
 def _rows(
@@ -186,22 +298,13 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": item.id,
-        "path": item.path,
+        "path": _path(item.path),
         "status": status,
         "error": error,
-        "gt_label": item.label,
-        "class": item.class_name,
-        "group": item.group,
-        "patient_id": item.patient_id,
-        "laterality": item.laterality,
-        "mask_path": item.mask_path,
+        **_labels(item),
+        "mask_path": None if item.mask_path is None else _path(item.mask_path),
         "model_id": bundle.id,
     }
-    try:
-        facts = os.stat(item.path)
-        row["bytes"], row["mtime_ns"] = facts.st_size, facts.st_mtime_ns
-    except OSError:
-        pass  # the row's own status says what is wrong with the file
     if prepared is not None:
         row["width"], row["height"] = prepared.width, prepared.height
         if bundle.input_spec["fov"] == "auto":

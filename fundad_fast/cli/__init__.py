@@ -208,8 +208,8 @@ def evaluate(
 ) -> None:
     """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
     with told():
-        from ..archive.folder import read_run
         from ..report import write_report
+        from ..run_folder import read_run
 
         top = how_many(overlays)
         dataset = discover(data)

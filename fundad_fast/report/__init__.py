@@ -3,6 +3,6 @@
 
 from fundad_fast.report.html import write_report
 from fundad_fast.report.overlay import blend, overlay, save_overlay
-from fundad_fast.report.run_files import ReportError
+from fundad_fast.report.overlays import Overlays, make_overlays
 
-__all__ = ["ReportError", "blend", "overlay", "save_overlay", "write_report"]
+__all__ = ["Overlays", "blend", "make_overlays", "overlay", "save_overlay", "write_report"]

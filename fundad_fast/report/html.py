@@ -18,9 +18,9 @@ from typing import Any
 
 from fundad_fast.progress import Progress, Task
 from fundad_fast.report import gallery, sections
-from fundad_fast.report.overlay import write_atomically
 from fundad_fast.report.pictures import draw_all
-from fundad_fast.report.run_files import Run, read_run
+from fundad_fast.report.run_files import Run, open_run
+from fundad_fast.run_folder import replacing
 
 TOP = 200
 PAGE_SIZE = 200
@@ -39,23 +39,22 @@ def write_report(
     """Writes ``report.html`` into a run folder, and ``report/page-0002.html`` and on when needed.
 
     Images are drawn again, small, from the files that the rows name and from the stored maps; where
-    a file is gone the card says so. Held-out healthy scores are read from ``run.json`` (the model's
-    "normal_scores") or a ``normal_scores.parquet`` in the folder. The same run gives the same
-    bytes: the only time in the report is the run's own.
+    a file is gone the card says so. The same run gives the same bytes: the only time in the report
+    is the run's own.
 
     Args:
         run_dir: what score or eval wrote.
         top: how many images the gallery shows, worst first; ``None`` for all.
         page_size: gallery images per file; about 100 kB each.
         threads: that draw images.
-        max_megapixels: larger photographs are not decoded for the gallery.
+        max_megapixels: larger photographs and masks are not decoded for the gallery.
         progress: shown while images are drawn.
 
     Returns:
         Path of ``report.html``.
 
     Raises:
-        ReportError: ``run_dir`` is no run folder, or is damaged.
+        RunError: ``run_dir`` is no run folder, or is damaged.
         ValueError: ``top`` is negative, or ``page_size`` or ``threads`` below 1.
     """
     if (top is not None and top < 0) or page_size < 1 or threads < 1:
@@ -63,7 +62,7 @@ def write_report(
             f"report: top={top}, page_size={page_size}, threads={threads}; wanted top >= 0 and the "
             "others >= 1"
         )
-    run = read_run(Path(run_dir))
+    run = open_run(Path(run_dir))
     shown = run.ranked if top is None else run.ranked[:top]
     chunks = [shown[i : i + page_size] for i in range(0, len(shown), page_size)] or [[]]
     pages = run.folder / "report"
@@ -86,7 +85,8 @@ def write_report(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     path = run.folder / "report.html"
-    write_atomically(path, first)
+    with replacing(path) as file:
+        file.write(first)
     return path
 
 

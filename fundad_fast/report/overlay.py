@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fundad_fast.run_folder import replacing
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -36,7 +37,7 @@ def overlay(
     scale: tuple[float, float],
     threshold: float | None,
     mask: Bool | None = None,
-    fov: tuple[float, float, float] | None = None,
+    fov: Bool | None = None,
     title: str | None = None,
     max_side: int = MAX_SIDE,
 ) -> U8:
@@ -53,8 +54,7 @@ def overlay(
             image: a healthy image must look calm.
         threshold: the model's pixel threshold, or ``None`` where it has none.
         mask: ``[h, w]`` bool, the known lesions.
-        fov: ``(cx, cy, r)`` of the field of view in pixels; nothing is coloured outside. NaN, as
-            for an image without a field of view, counts as ``None``.
+        fov: ``[h, w]`` bool, the field of view; nothing is coloured outside. ``None`` for all.
         title: one line above; cut to the width. Characters that are not ASCII appear as "?".
         max_side: larger images are reduced until a panel's longest side is this many pixels.
 
@@ -68,8 +68,9 @@ def overlay(
 
     image = _checked_image(image)
     _check_map(anomaly_map, image.shape[:2], scale)
-    if mask is not None and mask.shape != image.shape[:2]:
-        raise ValueError(f"overlay: mask is {mask.shape}, the image {image.shape[:2]}")
+    for name, region in (("mask", mask), ("fov", fov)):
+        if region is not None and region.shape != image.shape[:2]:
+            raise ValueError(f"overlay: {name} is {region.shape}, the image {image.shape[:2]}")
     if threshold is not None and not np.isfinite(threshold):
         raise ValueError(f"overlay: threshold is {threshold}; pass None where there is none")
     if max_side < MIN_SIDE:
@@ -79,7 +80,7 @@ def overlay(
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
     photo = _resized(image, height, width)
     scores = _resized(anomaly_map.astype(np.float32, copy=False), height, width)
-    inside = _fov_disc(fov, factor, height, width)
+    inside = None if fov is None else _resized(fov.astype(np.float32), height, width) >= 0.5
     painted = blend(photo, scores, scale, inside=inside)
 
     stroke = 1 if max(height, width) <= 640 else 2
@@ -118,7 +119,7 @@ def save_overlay(
     scale: tuple[float, float],
     threshold: float | None,
     mask: Bool | None = None,
-    fov: tuple[float, float, float] | None = None,
+    fov: Bool | None = None,
     title: str | None = None,
     max_side: int = MAX_SIDE,
     quality: int = 88,
@@ -126,7 +127,7 @@ def save_overlay(
     """Writes `overlay` as a JPEG; the file appears whole or not at all.
 
     Args:
-        path: the file; its folder must exist. An existing file is replaced.
+        path: the file; its folder is made when missing. An existing file is replaced.
         quality: of the JPEG, 1 to 100.
 
     The other arguments and errors are those of `overlay`; `OSError` where the disk refuses.
@@ -135,7 +136,8 @@ def save_overlay(
         image, anomaly_map, scale=scale, threshold=threshold, mask=mask, fov=fov, title=title,
         max_side=max_side,
     )  # fmt: skip
-    write_atomically(Path(path), encode_jpeg(picture, quality))
+    with replacing(Path(path)) as file:
+        file.write(encode_jpeg(picture, quality))
 
 
 def blend(
@@ -171,16 +173,22 @@ def outlines(region: Bool) -> list[NDArray[np.int32]]:
     return [np.asarray(points, np.int32).reshape(-1, 2) for points in found]
 
 
-def lesion_region(mask: Bool, height: int, width: int) -> Bool:
-    """A lesion mask at a picture's size, one pixel wider, so that its outline does not hide it.
+def mask_at(mask: Bool, height: int, width: int) -> Bool:
+    """A mask ``[h, w]`` at a picture's size.
 
-    Where the mask is reduced, a pixel counts when any of it is lesion: small lesions do not vanish.
+    Where it is reduced, a pixel counts when any of it is lesion: small lesions do not vanish.
     """
+    part = _resized(mask.astype(np.float32), height, width)
+    shrinks = height < mask.shape[0] or width < mask.shape[1]
+    return np.asarray(part > 0 if shrinks else part >= 0.5)
+
+
+def lesion_region(mask: Bool, height: int, width: int) -> Bool:
+    """A lesion mask at a picture's size, one pixel wider, so that its outline does not hide it."""
     import cv2
 
-    part = _resized(mask.astype(np.float32), height, width)
-    lesion = part > 0 if height < mask.shape[0] or width < mask.shape[1] else part >= 0.5
-    return np.asarray(cv2.dilate(lesion.astype(np.uint8), np.ones((3, 3), np.uint8)), bool)
+    lesion = mask_at(mask, height, width).astype(np.uint8)
+    return np.asarray(cv2.dilate(lesion, np.ones((3, 3), np.uint8)), bool)
 
 
 def encode_jpeg(image: U8, quality: int, subsampling: str = "444") -> bytes:
@@ -195,19 +203,6 @@ def encode_jpeg(image: U8, quality: int, subsampling: str = "444") -> bytes:
             colorsubsampling=subsampling,
         )
     )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from colleagues
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def distinct_numbers(values: Sequence[float]) -> list[str]:
@@ -238,13 +233,6 @@ def _turbo() -> NDArray[np.uint16]:
     ramp = np.arange(256, dtype=np.uint8)[:, None]
     bgr = cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)
     return np.asarray(bgr[:, 0, ::-1], np.uint16)
-
-
-@lru_cache(maxsize=1)
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _checked_image(image: U8) -> U8:
@@ -283,18 +271,6 @@ def _resized(picture: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]
     shrinks = height < picture.shape[0] or width < picture.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, (width, height), interpolation=how), picture.dtype)
-
-
-def _fov_disc(
-    fov: tuple[float, float, float] | None, factor: float, height: int, width: int
-) -> Bool | None:
-    if fov is None or not np.isfinite(fov).all():
-        return None
-    # Pixel centres are integers in the original; a resize maps X to (X + 0.5) * factor - 0.5.
-    cx, cy = ((side + 0.5) * factor - 0.5 for side in fov[:2])
-    x = np.arange(width, dtype=np.float32) - np.float32(cx)
-    y = np.arange(height, dtype=np.float32) - np.float32(cy)
-    return np.asarray(x[None] ** 2 + y[:, None] ** 2 <= (fov[2] * factor) ** 2)
 
 
 def _draw_outlines(canvas: U8, region: Bool, colour: tuple[int, int, int], stroke: int) -> None:

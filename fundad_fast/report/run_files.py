@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 1
+from fundad_fast.report.view import input_spec
+from fundad_fast.run_folder import read_json, read_part, read_run, score_parts
+
+if TYPE_CHECKING:
+    from fundad_fast.data import InputSpec
 
 # Columns that are held for every row; those of PICTURE_COLUMNS only for rows that are shown.
 TABLE_COLUMNS = ("id", "status", "error", "score", "score_pct", "pred_label", "gt_label", "class")
 PICTURE_COLUMNS = (
-    "path", "width", "height", "bytes", "fov_cx", "fov_cy", "fov_r", "regions", "patient_id",
-    "laterality", "mask_path", "map_path", "overlay_path",
+    "path", "width", "height", "bytes", "fov_status", "fov_cx", "fov_cy", "fov_r", "fov_box",
+    "regions", "patient_id", "laterality", "mask_path", "map_path",
 )  # fmt: skip
-
-
-class ReportError(ValueError):
-    """A folder that no report can be made of; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Run:
         ranked: rows with status ok and a score, worst first; equal scores in order of id.
         failed: the other rows, in the order in which they were scored.
         normal: scores of held-out healthy images; empty where they are not known.
+        spec: the model's input specification.
     """
 
     folder: Path
@@ -46,6 +46,7 @@ class Run:
     ranked: list[int]
     failed: list[int]
     normal: NDArray[np.float64]
+    spec: InputSpec
 
     def __len__(self) -> int:
         return len(self.table["id"])
@@ -69,8 +70,8 @@ class Run:
         found: dict[int, dict[str, Any]] = {}
         wanted = np.asarray(sorted(rows), np.intp)
         start = 0
-        for part in _parts(self.folder):
-            table = _read(part, (*TABLE_COLUMNS, *PICTURE_COLUMNS))
+        for part in score_parts(self.folder):
+            table = read_part(part, (*TABLE_COLUMNS, *PICTURE_COLUMNS))
             inside = wanted[(wanted >= start) & (wanted < start + table.num_rows)]
             if len(inside):
                 content = table.take(inside - start).to_pylist()
@@ -79,28 +80,21 @@ class Run:
         return [found[row] for row in rows]
 
 
-def read_run(folder: Path) -> Run:
+def open_run(folder: Path) -> Run:
     """Reads a run folder.
 
     Raises:
-        ReportError: the folder is missing, is no run folder, or is damaged.
+        RunError: the folder is missing, is no run folder, or is damaged.
     """
-    about = _read_json(folder / "run.json", "give a folder that score or eval made")
-    if about.get("schema") != SCHEMA:
-        found = about.get("schema")
-        raise ReportError(f"{folder}/run.json has schema {found!r}; this version reads {SCHEMA}")
-    if not isinstance(about.get("model"), dict):
-        raise ReportError(f"{folder}/run.json does not say which model made the scores")
+    about = read_run(folder)
     metrics = None
     if (folder / "metrics.json").exists():
-        metrics = _read_json(folder / "metrics.json", "run eval again")
+        metrics = read_json(folder / "metrics.json", "run eval again")
     table: dict[str, list[Any]] = {name: [] for name in TABLE_COLUMNS}
-    for part in _parts(folder):
-        content = _read(part, TABLE_COLUMNS)
+    for part in score_parts(folder):
+        content = read_part(part, TABLE_COLUMNS)
         for name in TABLE_COLUMNS:
-            missing = [None] * content.num_rows
-            has = name in content.column_names
-            table[name].extend(content.column(name).to_pylist() if has else missing)
+            table[name].extend(content.column(name).to_pylist())
     scores, ids = table["score"], table["id"]
     good = [
         status == "ok" and score is not None and np.isfinite(score)
@@ -109,65 +103,6 @@ def read_run(folder: Path) -> Run:
     ranked = [row for row, ok in enumerate(good) if ok]
     ranked.sort(key=lambda row: (-scores[row], ids[row]))
     failed = [row for row, ok in enumerate(good) if not ok]
-    return Run(folder, about, metrics, table, ranked, failed, _normal_scores(folder, about))
-
-
-def read_map(folder: Path, relative: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """A stored map ``[h', w']`` and its affine ``[2, 3]`` to original pixels.
-
-    Raises:
-        ReportError: it is missing, damaged or not finite.
-    """
-    path = folder / relative
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            values = stored["map"].astype(np.float32)
-            affine = stored["affine"].astype(np.float64)
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise ReportError(f"the map {relative} cannot be read ({type(error).__name__})") from error
-    if values.ndim != 2 or affine.shape != (2, 3) or not np.isfinite(values).all():
-        raise ReportError(f"the map {relative} is damaged")
-    return values, affine
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted((folder / "scores").glob("part-*.parquet"))
-
-
-def _read(part: Path, columns: tuple[str, ...]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(part)
-        with file:
-            names = set(file.schema_arrow.names)
-            if not {"id", "status", "score"} <= names:
-                raise ReportError(f"{part} lacks the columns id, status and score")
-            return file.read(columns=[name for name in columns if name in names])
-    except pa.ArrowInvalid as error:
-        raise ReportError(f"{part} is damaged ({error}); score again") from error
-
-
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ReportError(f"{path.parent} is not a run folder (no {path.name}); {advice}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} is damaged ({error}); {advice}") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"{path} is damaged (no JSON object); {advice}")
-    return content
-
-
-def _normal_scores(folder: Path, about: dict[str, Any]) -> NDArray[np.float64]:
-    """From ``run.json`` ("normal_scores" of the model or beside it), else a copied Parquet file."""
-    values = about["model"].get("normal_scores") or about.get("normal_scores") or []
-    stored = folder / "normal_scores.parquet"
-    if not values and stored.exists():
-        import pyarrow.parquet as pq
-
-        values = pq.read_table(stored, columns=["score"]).column("score").to_pylist()
-    scores = np.asarray(values, np.float64)
-    return scores[np.isfinite(scores)]
+    normal = np.asarray(about["model"].get("normal_scores") or [], np.float64)
+    normal = normal[np.isfinite(normal)]
+    return Run(folder, about, metrics, table, ranked, failed, normal, input_spec(about))
