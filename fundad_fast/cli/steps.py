@@ -46,11 +46,11 @@ def told(resumes: bool = True) -> Iterator[None]:
     """Errors that a user can act on become one line and exit code 2."""
     from pydantic import ValidationError
 
-    from ..run_folder import RunError
     from ..backbones import BackboneError
     from ..bundle import BundleError
     from ..data import DataError
     from ..methods import ConfigError
+    from ..run_folder import RunError
 
     known = (UsageError, DataError, ConfigError, BackboneError, BundleError, RunError)
     try:
@@ -264,10 +264,10 @@ def score_into(
     overwrite: bool,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
-    from ..report.overlays import make_overlays
     from ..archive.run import ScoreOptions, score_run
     from ..archive.truth import check_mask
     from ..detector import load
+    from ..report.overlays import make_overlays
 
     detector = load(model, device=device)
     assert detector.bundle_ is not None
@@ -329,9 +329,9 @@ def _compare_runs(
     seed: int,
     shown: Progress,
 ) -> None:
-    from ..run_folder import replacing
     from ..archive.truth import collect_run
     from ..evaluation.compare import compare, markdown_comparison
+    from ..run_folder import replacing
 
     pair = [collect_run(r, items, eval_size=eval_size, progress=shown) for r in (run, against)]
     result = compare(*pair, n_boot=intervals, seed=seed)
