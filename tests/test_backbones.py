@@ -184,7 +184,7 @@ def test_an_unreachable_hub_names_the_file_and_the_flag(monkeypatch, uncached):
 
 def test_a_hub_that_hangs_is_given_up(monkeypatch, uncached):
     ended = threading.Event()
-    monkeypatch.setattr(backbones.urllib.request, "urlopen", lambda *a, **b: ended.wait(60))
+    monkeypatch.setattr(backbones.urllib.request, "urlopen", lambda *a, **b: ended.wait(2))
     monkeypatch.setattr(backbones, "HUB_TIMEOUT_S", 0.05)
     error = weights_available("resnet18")
     assert isinstance(error, WeightsError)
