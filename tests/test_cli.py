@@ -219,6 +219,36 @@ def test_a_mask_of_another_aspect_is_that_rows_error(model, cohort, tmp_path):
     call("eval", data, "-m", model, "-o", tmp_path / "r2", "--strict", "--intervals", 0, code=1)
 
 
+def test_what_failed_is_tried_again_when_asked(model, cohort, tmp_path):
+    folder = shutil.copytree(cohort / "test" / "good", tmp_path / "in")
+    whole = (folder / "02.png").read_bytes()
+    (folder / "02.png").write_bytes(whole[:100])
+    assert "3 ok, 1 unreadable" in call("score", folder, "-m", model, "-o", tmp_path / "run")
+    assert "3 ok, 1 unreadable" in call(
+        "score", folder, "-m", model, "-o", tmp_path / "run", "--retry-failed"
+    )
+    (folder / "02.png").write_bytes(whole)
+    assert "4 ok" in call("score", folder, "-m", model, "-o", tmp_path / "run")
+    assert sorted(r["id"] for r in rows(tmp_path / "run")) == [f"0{i}.png" for i in range(4)]
+    other = shutil.copytree(cohort / "test" / "spot", tmp_path / "other")
+    said = call("score", other, "-m", model, "-o", tmp_path / "run", code=2)
+    assert "another" in said.strip().splitlines()[-1]
+
+
+def test_two_runs_are_compared_on_the_same_images(model, cohort, tmp_path):
+    call("fit", cohort, "-o", tmp_path / "m", *SETTINGS, "--set", "combination=F")
+    call("eval", cohort, "-m", tmp_path / "m", "-o", tmp_path / "a", "--intervals", 20)
+    said = call(
+        *("eval", cohort, "-m", model, "-o", tmp_path / "b", "--intervals", 20),
+        *("--against", tmp_path / "a"),
+    )
+    assert "a − b" in said
+    compared = json.loads((tmp_path / "b/comparison.json").read_text())
+    assert compared["metrics"]["pixel_AUROC"]["difference"] is not None
+    said = call("report", tmp_path / "b", "--top", 3)
+    assert "report written" in said
+
+
 def test_a_config_file_says_what_flags_say(model, cohort, tmp_path):
     (tmp_path / "c.yaml").write_text(
         "method: resad\nweights: untrained\nsettings:\n  backbone: resnet18\n"

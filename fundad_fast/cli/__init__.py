@@ -23,6 +23,7 @@ from .options import (
     Overwrite,
     Preset,
     ProgressOption,
+    RetryFailed,
     Seed,
     Settings,
     Show,
@@ -146,6 +147,7 @@ def score(
     show: ProgressOption = Show.auto,
     strict: Strict = False,
     overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
@@ -173,11 +175,14 @@ def score(
             max_megapixels=max_megapixels,
             shown=shown,
             overwrite=overwrite,
+            retry_failed=retry_failed,
         )
         if with_report:
             from ..report import write_report
 
-            write_report(output, threads=threads or 2, progress=shown)
+            write_report(
+                output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown
+            )
         if strict and failed:
             raise typer.Exit(1)
 
@@ -205,6 +210,7 @@ def evaluate(
     show: ProgressOption = Show.auto,
     strict: Strict = False,
     overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
     with told():
@@ -238,9 +244,12 @@ def evaluate(
             max_megapixels=max_megapixels,
             shown=shown,
             overwrite=overwrite,
+            retry_failed=retry_failed,
         )
-        compare_with_truth(output, items, intervals, eval_size, seed or 0, shown, against)
-        write_report(output, threads=threads or 2, progress=shown)
+        compare_with_truth(
+            output, items, intervals, eval_size, seed or 0, shown, max_megapixels, against
+        )
+        write_report(output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown)
         if strict and failed:
             raise typer.Exit(1)
 

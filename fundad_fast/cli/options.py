@@ -31,6 +31,9 @@ Megapixels = Annotated[
 ProgressOption = Annotated[Show, typer.Option("--progress", help="On standard error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when any input failed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Score what failed again, when going on.")
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="Backbone weights: FILE.safetensors, or 'untrained'; default: timm's."),

@@ -262,6 +262,7 @@ def score_into(
     max_megapixels: float,
     shown: Progress,
     overwrite: bool,
+    retry_failed: bool = False,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
     from ..archive.run import ScoreOptions, score_run
@@ -273,7 +274,13 @@ def score_into(
     assert detector.bundle_ is not None
     if overwrite:
         fresh(output, overwrite, "run.json")
-    options = ScoreOptions(batch_size, use_threads(threads), max_megapixels, maps)
+    options = ScoreOptions(
+        batch_size=batch_size,
+        threads=use_threads(threads),
+        max_megapixels=max_megapixels,
+        save_maps=maps,
+        retry_failed=retry_failed,
+    )
     began = time.monotonic()
     counts = score_run(
         detector.bundle_,
@@ -287,7 +294,9 @@ def score_into(
     )
     seconds = time.monotonic() - began
     if maps and top != 0:
-        make_overlays(output, top, progress=shown)
+        drawn = make_overlays(output, top, progress=shown, max_megapixels=max_megapixels)
+        for reason, count in drawn.left_out.items():
+            print(f"{count} overlays not drawn: {reason}")
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     print(f"{sum(counts.values())} rows in {output} ({said}) after {seconds:.1f} s")
     failed = sum(counts.values()) - counts.get("ok", 0)
@@ -303,13 +312,20 @@ def compare_with_truth(
     eval_size: int | None,
     seed: int,
     shown: Progress,
+    max_megapixels: float = 200.0,
     against: Path | None = None,
 ) -> None:
     from ..archive.truth import evaluate_run, save_metrics
     from ..evaluation.evaluate import markdown_table
 
     metrics = evaluate_run(
-        run, items, n_boot=intervals, seed=seed, eval_size=eval_size, progress=shown
+        run,
+        items,
+        n_boot=intervals,
+        seed=seed,
+        eval_size=eval_size,
+        max_megapixels=max_megapixels,
+        progress=shown,
     )
     file = save_metrics(run, metrics)
     short = {name: metrics["metrics"][name] for name in SUMMARY if name in metrics["metrics"]}
