@@ -109,10 +109,10 @@ def test_sixteen_bits_are_no_black_pictures(tmp_path: Path, seen: list[dict[str,
     assert [int(call["image"].max()) for call in seen] == [255, 255]
     assert "shown from 20.03 to 4074" in seen[0]["title"]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    run["model"]["input_spec"] |= {"bit_depth": 16, "white_level": 8190}
+    run["model"]["input_spec"] |= {"bit_depth": 16, "white_level": 16380}
     (tmp_path / "run" / "run.json").write_text(json.dumps(run))
     make_overlays(tmp_path / "run", None)
-    assert int(seen[2]["image"].max()) == 127
+    assert int(seen[2]["image"].max()) == 64
     assert "shown" not in seen[2]["title"]
 
 

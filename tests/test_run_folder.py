@@ -337,9 +337,10 @@ def test_a_growing_folder_goes_on_and_another_one_does_not(fitted, images, tmp_p
     assert "anew" not in [event["event"] for event in events(out)]
 
 
-def test_a_list_may_grow_but_not_change(fitted, images, tmp_path):
+def test_a_list_may_grow_but_not_change(fitted, images, tmp_path, monkeypatch):
     out, names = tmp_path / "run", [str(images / f"0{i}.png") for i in range(4)]
     assert score(fitted, names[:2], out) == {"ok": 2}
+    monkeypatch.chdir(tmp_path)  # a list of absolute paths means the same everywhere
     assert score(fitted, names[:3], out) == {"ok": 3}
     with pytest.raises(RunError, match=r"holds .*00.png, which this list does not name"):
         score(fitted, names[1:], out)
@@ -402,7 +403,7 @@ def test_failed_rows_are_tried_again_when_asked(fitted, images, tmp_path):
         assert [r["id"] for r in csv.DictReader(file)] == ["bad.png"]
 
 
-def test_a_repaired_mask_and_a_new_label_are_noticed(fitted, cohort, tmp_path):
+def test_a_repaired_mask_is_noticed(fitted, cohort, tmp_path):
     data, out, calls = shutil.copytree(cohort, tmp_path / "data"), tmp_path / "run", []
 
     def check(item, prepared):
@@ -420,9 +421,17 @@ def test_a_repaired_mask_and_a_new_label_are_noticed(fitted, cohort, tmp_path):
     mask = data / "ground_truth/spot/01_mask.png"
     mask.write_bytes(mask.read_bytes() + b" ")
     assert run() == ["test/spot/01.png"]
-    (data / "test/spot").rename(data / "test/blot")
-    (data / "ground_truth/spot").rename(data / "ground_truth/blot")
-    assert len(run()) == 4  # other ids
+    assert table(out)["test/spot/01.png"]["mask_path"] == str(mask)
+
+
+def test_a_corrected_label_is_noticed(fitted, images, tmp_path):
+    out, manifest = tmp_path / "run", tmp_path / "m.csv"
+    manifest.write_text("path,label\nin/00.png,0\nin/01.png,0\n")
+    score(fitted, manifest, out)
+    manifest.write_text("path,label\nin/00.png,1\nin/01.png,0\n")
+    assert score(fitted, manifest, out) == {"ok": 2}
+    assert {k: r["gt_label"] for k, r in table(out).items()} == {"in/00.png": 1, "in/01.png": 0}
+    assert [e["changed"] for e in events(out) if e["event"] == "anew"] == [1]
 
 
 def test_names_that_are_not_utf8_get_a_row(fitted, images, tmp_path):
