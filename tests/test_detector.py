@@ -51,8 +51,11 @@ def test_arrays_tensors_and_data_sets_are_the_same_images():
     listed = torch.utils.data.TensorDataset(tensor)
     for form in (list(probe), listed, tensor):
         np.testing.assert_allclose(by_array.decision_function(form), want, rtol=0.02)
-    by_tensor = small().fit(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255)
-    np.testing.assert_allclose(by_tensor.decision_function(tensor), want, rtol=0.05)
+    # All rows in the bank: which are picked may turn on the last digit of the resize.
+    whole = small(coreset_sampling_ratio=1.0)
+    want = whole.fit(x).decision_function(probe)
+    by_tensor = whole.fit(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(by_tensor.decision_function(tensor), want, rtol=0.03)
 
 
 def test_labels_of_arrays_leave_the_abnormal_out():
