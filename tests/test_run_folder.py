@@ -399,6 +399,7 @@ def test_failed_rows_are_tried_again_when_asked(fitted, images, tmp_path):
         assert len(table(out)) == 5
         tried = [e["id"] for e in events(out) if e["event"] == "failed"]
         assert tried == ["bad.png"] * (1 + retry)
+    assert [(e["changed"], e["failed"]) for e in events(out) if e["event"] == "anew"] == [(0, 1)]
     with open(out / "failed.csv", newline="") as file:
         assert [r["id"] for r in csv.DictReader(file)] == ["bad.png"]
 
