@@ -46,7 +46,7 @@ def _conformal(values: Floats, target_fpr: float, what: str) -> tuple[float, str
         )
     value = float(np.partition(values, rank - 1)[rank - 1])
     return value, (
-        f"the {rank}. smallest of {n} {what} (rank ceil((n + 1) * (1 - {target_fpr:g}))); "
+        f"number {rank} of {n} {what} in rising order (ceil((n + 1) * (1 - {target_fpr:g}))); "
         "abnormal means score > value"
     )
 
