@@ -184,8 +184,9 @@ def test_the_models_white_is_white_else_the_image_is_stretched() -> None:
     assert shown.shape == (64, 64, 3)
     half, _ = view.for_display(deep // 2, spec, 64)
     assert half.max() == 127  # a dark image stays dark
-    for other in (deep, deep / np.float32(4095)):  # no white level, or that of another depth
-        shown, window = view.for_display(other, InputSpec(image_size=64), 64)
+    # No white level, or that of another depth.
+    for other, given in ((deep, InputSpec(image_size=64)), (deep / np.float32(4095), spec)):
+        shown, window = view.for_display(other, given, 64)
         assert window is not None
         np.testing.assert_allclose(np.array(window) / other.max(), [0.005, 0.995], atol=1e-3)
         assert (shown.min(), shown.max()) == (0, 255)
