@@ -101,7 +101,10 @@ def score_run(
         "layout": dataset.layout,
         "notes": list(dataset.notes),
         "model": describe_model(bundle),
-        "settings": {"save_maps": options.save_maps, "max_megapixels": options.max_megapixels},
+        # What must stay the same while a run goes on. The limit of megapixels is not of them: a
+        # higher one is how inputs that were too large are tried again.
+        "settings": {"save_maps": options.save_maps},
+        "max_megapixels": options.max_megapixels,
         "environment": environment(),
         "intended_use": "research; no clinical claim",
     }
