@@ -164,6 +164,8 @@ def samples() -> dict[str, tuple[Any, ...]]:
     tie[7], tie[250:] = 3, 2
     middle, sphere = rows(1, 37), rows(200, 37)
     sphere = middle + sphere / sphere.norm(dim=1, keepdim=True)  # equally far but for rounding
+    specks = torch.cat([torch.full((128, 66), side) for side in (-1e4, 1e4)]) + rows(256, 66) / 256
+    specks[63::64] = 0  # the last row of a tile lies in the middle
     # Equally far but for the order of summation: every instruction set must round alike.
     turns = torch.stack([sphere[0, torch.randperm(37, generator=g)] for _ in range(100)])
     grid = torch.cartesian_prod(*[torch.arange(4.0)] * 4)
@@ -184,6 +186,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "two_clouds": (rows(50, 20), torch.cat([rows(80, 20), rows(80, 20) + 1e4]), 100, []),
         "sphere": (middle, sphere, 60, []),
         "permuted": (torch.full((1, 37), 0.1), turns, 60, []),
+        "two_specks": (specks[::9], specks, 20, []),  # narrower than what a product rounds off
         "huge": (rows(20, 40) * 1e18, rows(90, 40) * 1e18, 4, []),
         "tiny": (rows(20, 40) * 1e-22, rows(90, 40) * 1e-22, 4, []),
         "not_finite": (holes, rows(30, 12), 3, []),
