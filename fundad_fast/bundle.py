@@ -98,6 +98,7 @@ def save_bundle(bundle: Bundle, path: Path) -> Path:
     text = json.dumps({"id": bundle.id, **content}, indent=1, sort_keys=True, allow_nan=False)
     (part / "bundle.json").write_text(text + "\n", encoding="utf-8")
     for name in (*FILES, "bundle.json"):
+        (part / name).chmod(0o644)  # safetensors writes for the owner alone
         with open(part / name, "rb") as file:
             os.fsync(file.fileno())
     part.rename(path)
@@ -121,18 +122,23 @@ def load_bundle(path: Path) -> Bundle:
                 f"{path}/{name} is not what was saved (its SHA-256 differs); copy the model again"
             )
     method = METHODS[content["method"]]
-    config = method.Config(**content["config"])
-    state = State(load_file(path / FILES[0]), load_file(path / FILES[1]), content["facts"])
-    return Bundle(
-        method=method.from_state(config, state),
-        preset=content["preset"],
-        input_spec=content["input_spec"],
-        thresholds=content["thresholds"],
-        colour_scale=content["colour_scale"],
-        trained_on=content["trained_on"],
-        normal=_read_normal(path / FILES[2]),
-        id=content["id"],
-    )
+    try:
+        config = method.Config(**content["config"])
+        state = State(load_file(path / FILES[0]), load_file(path / FILES[1]), content["facts"])
+        return Bundle(
+            method=method.from_state(config, state),
+            preset=content["preset"],
+            input_spec=content["input_spec"],
+            thresholds=content["thresholds"],
+            colour_scale=content["colour_scale"],
+            trained_on=content["trained_on"],
+            normal=_read_normal(path / FILES[2]),
+            id=content["id"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # made by another program
+        raise BundleError(
+            f"{path} cannot be understood ({type(error).__name__}: {error}); fit again"
+        ) from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -144,9 +150,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(
-            f"{file} is not JSON ({error}); copy the model again"
-        ) from error
+        raise BundleError(f"{file} is not JSON ({error}); copy the model again") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise BundleError(
@@ -155,8 +159,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         )
     if _content_id({k: v for k, v in content.items() if k != "id"}) != content.get("id"):
         raise BundleError(f"{file} was changed after it was saved; copy the model again")
-    if content["method"] not in METHODS:
-        raise BundleError(f"{file} is of the method {content['method']!r}, unknown to this version")
+    if content.get("method") not in METHODS:
+        raise BundleError(f"{file} is of the method {content.get('method')!r}, unknown here")
+    if set(content.get("files", {})) != set(FILES):
+        raise BundleError(f"{file} does not name the files of a model; copy the model again")
     return content
 
 

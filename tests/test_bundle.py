@@ -10,6 +10,7 @@ import torch
 from cohorts import SMALL, photograph
 
 import fundad_fast
+from fundad_fast import bundle
 from fundad_fast.bundle import BundleError, load_bundle
 
 
@@ -66,6 +67,30 @@ def test_a_changed_threshold_is_noticed(copy):
     (copy / "bundle.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match="was changed after it was saved"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"files": {}}, "does not name the files of a model"),
+        ({"files": {"../x": "0"}}, "does not name the files of a model"),
+        ({"facts": {}}, "cannot be understood"),
+        ({"config": {"radius": -1}}, "cannot be understood"),
+        ({"method": "other"}, "method 'other'"),
+    ],
+)
+def test_content_of_another_make_is_refused(copy, change, says):
+    """Even with an id that fits: hashes tell of damage, not of meaning."""
+    content = {**json.loads((copy / "bundle.json").read_text()), **change}
+    del content["id"]
+    content["id"] = bundle._content_id(content)
+    (copy / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=says):
+        load_bundle(copy)
+
+
+def test_colleagues_may_read_a_model(saved):
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in saved.iterdir())
 
 
 @pytest.mark.parametrize(

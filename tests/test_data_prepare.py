@@ -250,8 +250,8 @@ def test_16_pixels_are_enough():
 
 def test_other_channels_or_depth_than_the_models():
     grey = InputSpec(image_size=32, fov="none", channels="grey")
-    refused("unsupported", noise(40, 40, 1), WHOLE, "a grey image", "an RGB", "convert")
-    refused("unsupported", noise(40, 40, 3), grey, "an RGB image", "a grey", "convert")
+    refused("unsupported", noise(40, 40, 1), WHOLE, "grey image, but", "from RGB images", "convert")
+    refused("unsupported", noise(40, 40, 3), grey, "RGB image, but", "from grey images", "convert")
     refused("unsupported", noise(40, 40, 3, np.uint16), WHOLE, "16-bit", "8-bit", "convert")
     refused("unsupported", noise(40, 40, 3, np.float32), WHOLE, "float image")
 

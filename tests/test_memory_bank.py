@@ -159,6 +159,15 @@ def test_smoothing_returns_the_map_at_the_inputs_size():
     assert smooth.map.mean() == pytest.approx(float(sharp.map.mean()), rel=0.05)
 
 
+def test_the_blur_is_a_gaussian():
+    from scipy.ndimage import gaussian_filter
+
+    x = torch.rand(2, 1, 48, 48, generator=torch.Generator().manual_seed(1))
+    got = fit(smoothing=2.5)._blur(x)
+    want = [gaussian_filter(image[0].numpy(), 2.5, mode="mirror", truncate=4) for image in x]
+    np.testing.assert_allclose(got[:, 0], want, rtol=1e-4)
+
+
 def test_outside_the_mask_nothing_is_learned_or_scored():
     mask = torch.zeros(4, 48, 48, dtype=torch.bool)
     mask[:, 8:40, 10:38] = True
@@ -337,6 +346,7 @@ def test_only_the_given_images_are_chosen_from():
         ({"radious": 3}, "no setting 'radious'; did you mean radius"),
         ({"radius": 0}, "radius: .*greater than or equal to 1"),
         ({"combination": ["F", "F"]}, "at most once"),
+        ({"layers": []}, "at least one"),
         ({"fov": "none", "bank_rows": "fov"}, "^bank_rows=fov needs fov=auto$"),
         ({"fov": "none", "fov_crop": True}, "^fov_crop=true needs fov=auto$"),
         ({"reweight": "paper", "image_score": "mean"}, "image_score=mean has no meaning"),

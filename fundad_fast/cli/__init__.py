@@ -6,6 +6,8 @@ Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -378,4 +380,7 @@ def info(
 
 def main() -> None:
     """Entry point of the console command."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show stops nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -22,7 +22,9 @@ class Show(StrEnum):
 
 
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: all.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processor threads; default: all.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at a time.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")]
 Megapixels = Annotated[
@@ -57,7 +59,8 @@ Overlays = Annotated[
 
 def from_stdin(null: bool) -> list[str]:
     raw = sys.stdin.buffer.read()
-    names = [name for name in raw.split(b"\0" if null else b"\n") if name]
+    names = raw.split(b"\0") if null else [line.rstrip(b"\r") for line in raw.split(b"\n")]
+    names = [name for name in names if name]
     if not names:
         raise UsageError("the list on standard input is empty")
     return [name.decode("utf-8", "surrogateescape") for name in names]

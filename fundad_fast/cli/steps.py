@@ -98,6 +98,8 @@ def use_threads(threads: int | None) -> int | None:
 def discover(source: list[str]) -> Dataset:
     from ..data import discover
 
+    if len(source) > 1 and (folder := next((name for name in source if Path(name).is_dir()), None)):
+        raise UsageError(f"{folder} is a folder: give one folder, or any number of files")
     return discover(source[0] if len(source) == 1 else source)
 
 

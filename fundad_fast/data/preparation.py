@@ -142,7 +142,7 @@ def _channels(spec: InputSpec) -> int:
 
 
 def _channel_name(channels: int) -> str:
-    return "a grey" if channels == 1 else "an RGB"
+    return "grey" if channels == 1 else "RGB"
 
 
 def _depth_name(depth: int) -> str:

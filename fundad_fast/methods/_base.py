@@ -54,7 +54,7 @@ class MethodConfig(BaseModel):
         description="What to do when images differ in channels or bit depth: error, or convert "
         "all to 8-bit-range RGB.",
     )
-    seed: int = Field(0, ge=0, description="Of everything random in the method.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of everything random in the method.")
 
     @model_validator(mode="after")
     def _crop_needs_a_field_of_view(self) -> Self:

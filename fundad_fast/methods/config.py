@@ -117,11 +117,11 @@ class MemoryBankConfig(MethodConfig):
         "float32", description="How rows are kept until the bank is chosen."
     )
 
-    @field_validator("combination")
+    @field_validator("combination", "layers")
     @classmethod
-    def _some_terms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) != len(value):
-            raise ValueError("want each of F, R, P at most once and at least one of them")
+            raise ValueError("want at least one, and each at most once")
         return value
 
     @model_validator(mode="after")

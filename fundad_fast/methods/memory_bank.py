@@ -259,11 +259,14 @@ class MemoryBank(Method):
         return full[:, 0]
 
     def _blur(self, full: Tensor) -> Tensor:
-        from torchvision.transforms.functional import gaussian_blur
-
-        sigma, size = self.config.smoothing, self.config.image_size
-        taps = min(2 * round(4 * sigma) + 1, 2 * size - 1)
-        return gaussian_blur(full, [taps, taps], [sigma, sigma])
+        """Gaussian blur, cut at 4σ, of ``[b, 1, s, s]``; the frame is mirrored at its border."""
+        sigma = self.config.smoothing
+        reach = min(round(4 * sigma), self.config.image_size - 1)
+        x = torch.arange(-reach, reach + 1, dtype=full.dtype, device=full.device)
+        taps = torch.exp(-(x**2) / (2 * sigma**2))
+        taps = taps / taps.sum()
+        full = nnf.pad(full, (reach, reach, reach, reach), mode="reflect")
+        return nnf.conv2d(nnf.conv2d(full, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
     def _image_score(self, full: Tensor, mask: Tensor | None) -> Tensor:
         flat = full.flatten(1)
