@@ -28,7 +28,7 @@ from fundad_fast.data import Dataset, InputSpec, Item, Loader, discover
 from fundad_fast.evaluation.compare import compare
 from fundad_fast.evaluation.controls import PcaReconstruction, control_metrics, control_scores
 
-LITERAL = {"fov": "none"}  # the readings as METHODS A.2 has them, over the whole frame
+LITERAL = {"fov": "none"}  # the literal readings, over the whole frame
 L2 = {"attn_norm": "l2", "attn_scale": 10.0}
 
 SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {

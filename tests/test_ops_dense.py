@@ -243,7 +243,7 @@ def test_attention_never_holds_all_weights(reading):
 
 
 def literally(target: NDArray, source: NDArray, mask: NDArray) -> NDArray:
-    """The blend as METHODS.md C.2.1 writes it: divergence of the mixed gradient field, target on
+    """The blend in its textbook form: divergence of the mixed gradient field, target on
     the faces moved to the right-hand side, DST-I of SciPy; one channel, float64."""
     axes = range(target.ndim)
     inner = tuple(slice(1, -1) for _ in axes)

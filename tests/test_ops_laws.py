@@ -323,18 +323,33 @@ def test_a_gradient_for_one_side_only():
     assert half.grad.dtype == torch.float16
 
 
-def test_products_of_lower_precision_change_nothing():
-    args = OPS["nearest"].samples()["far_from_origin"]
-    before = torch.get_float32_matmul_precision()
+@pytest.mark.parametrize("sample", ["far_from_origin", "own_rows", "prepared"])
+def test_products_of_lower_precision_change_nothing(sample, monkeypatch):
+    """As torch may round factors (TF32, bfloat16) where it is told that it may."""
+    exact = torch.addmm
+
+    def rounded(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return exact(bias, a.bfloat16().float(), b.bfloat16().float())
+
+    args = OPS["nearest"].samples()[sample]
     with OPS["nearest"].using("torch"):
         want = OPS["nearest"].call(*args)
-        torch.set_float32_matmul_precision("medium")
-        try:
-            got = OPS["nearest"].call(*args)
-        finally:
-            torch.set_float32_matmul_precision(before)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        monkeypatch.setattr(torch, "addmm", rounded)
+        got = OPS["nearest"].call(*args)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("file, block", [("kcenter", 100), ("nearest", (7, 5))])
+def test_the_torch_forms_in_small_blocks(file, block, monkeypatch):
+    op = OPS[file]
+    module = importlib.import_module(f"fundad_fast.ops.{file}")
+    monkeypatch.setattr(module, "BLOCK", {"cpu": block})
+    for sample in ("all_equal", "grid", "far_from_origin", "wide_tie", "every_other"):
+        args = op.samples()[sample]
+        with op.using("torch"):
+            op.check(args, op.call(*args), op.reference(*args))
 
 
 def test_a_prepared_bank_is_plain_tensors():

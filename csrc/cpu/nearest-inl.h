@@ -30,7 +30,7 @@ inline void nearest_pack(const NearestArgs& a, std::int64_t first, float* tile) 
       norm2 += static_cast<double>(z) * z;
     }
     half_norm2[r] = is_row ? static_cast<float>(norm2 / 2) : __builtin_inff();
-    const float norm = static_cast<float>(__builtin_sqrt(norm2) * (1 + 1e-6));
+    const float norm = static_cast<float>(__builtin_sqrt(norm2) * (1 + 2e-7));
     if (!(norm <= largest)) largest = norm;
   }
   half_norm2[kTileRows] = largest;
@@ -47,7 +47,7 @@ inline void nearest_begin(const NearestArgs& a, std::int64_t lo, std::int64_t hi
       z[c] = usable ? a.center[c] - q[c] : 0;
       norm2 += static_cast<double>(z[c]) * z[c];
     }
-    z[a.d] = static_cast<float>(__builtin_sqrt(norm2) * (1 + 1e-6));
+    z[a.d] = static_cast<float>(__builtin_sqrt(norm2) * (1 + 2e-7));
     for (std::int64_t j = 0; j < a.k; ++j) {
       a.scratch[i * a.k + j] = usable ? __builtin_inf() : __builtin_nan("");
       a.index[i * a.k + j] = usable ? a.n : j;  // n: an equal distance replaces it
@@ -86,7 +86,7 @@ inline float nearest_limit(double worst, double query_norm, double largest, std:
   const double slack = 2 * kUnit * (query_norm + largest);
   const double loss = 1.01 * (d + 8) * (kUnit * (query_norm + largest) * largest + 1.2e-38);
   const double reach = __builtin_sqrt(worst) + slack;
-  const double limit = (reach * reach - query_norm * query_norm * (1 - 4e-6)) / 2 + loss;
+  const double limit = (reach * reach - query_norm * query_norm * (1 - 6e-7)) / 2 + loss;
   if (!finite(limit) || !(query_norm + largest < 1e18)) return __builtin_nanf("");
   return static_cast<float>(limit + (limit > 0 ? limit : -limit) * 2 * kUnit);
 }

@@ -20,6 +20,9 @@ from . import _adapt
 from ._registry import Op
 
 
+BLOCK = {"cpu": (8192, 1024), "cuda": (8192, 8192)}  # rows and queries of torch's products
+
+
 @dataclass(frozen=True)
 class NearestPrepared:
     """A bank, and what is computed of it once; plain tensors, to be kept.
@@ -164,7 +167,8 @@ def samples() -> dict[str, tuple[Any, ...]]:
     tie[7], tie[250:] = 3, 2
     middle, sphere = rows(1, 37), rows(200, 37)
     sphere = middle + sphere / sphere.norm(dim=1, keepdim=True)  # equally far but for rounding
-    specks = torch.cat([torch.full((128, 66), side) for side in (-1e4, 1e4)]) + rows(256, 66) / 256
+    specks = torch.full((256, 900), 1e4) + rows(256, 900) / 256
+    specks[::2] -= 2e4
     specks[63::64] = 0  # the last row of a tile lies in the middle
     # Equally far but for the order of summation: every instruction set must round alike.
     turns = torch.stack([sphere[0, torch.randperm(37, generator=g)] for _ in range(100)])
@@ -187,7 +191,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "sphere": (middle, sphere, 60, []),
         "permuted": (torch.full((1, 37), 0.1), turns, 60, []),
         "two_specks": (specks[::9], specks, 20, []),  # narrower than what a product rounds off
-        "huge": (rows(20, 40) * 1e18, rows(90, 40) * 1e18, 4, []),
+        "huge": (rows(20, 40) * 3e19, rows(90, 40) * 3e19, 4, []),
         "tiny": (rows(20, 40) * 1e-22, rows(90, 40) * 1e-22, 4, []),
         "not_finite": (holes, rows(30, 12), 3, []),
         "transposed": (rows(12, 30).T, rows(12, 80).T, 2, []),
@@ -275,8 +279,7 @@ def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple
         made = nearest_prepare(bank)
         prepared = [made.center, made.norm2]
     q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, *prepared))
-    rows_at_once = 8192
-    queries_at_once = (2**23 if q.device.type == "cpu" else 2**26) // rows_at_once
+    rows_at_once, queries_at_once = BLOCK["cpu" if q.device.type == "cpu" else "cuda"]
     usable = q.isfinite().all(1)
     q = torch.where(usable[:, None], q, center)
     away = center - q
@@ -309,16 +312,16 @@ def _limit(product: Tensor, size2: Tensor, half: Tensor, worst: Tensor, k: int, 
     distance by no more than ``slack``; see csrc/cpu/nearest-inl.h for the same bounds.
     """
     unit = 2.0**-24
-    size = size2.sqrt() * (1 + 1e-6)
-    largest = half.max().double().mul(2).sqrt() * (1 + 1e-6)
+    size = size2.sqrt()
+    largest = half.max().double().mul(2).sqrt() * (1 + unit)
     slack = 2 * unit * (size + largest)
     loss = 1.01 * (d + 8) * (unit * (size + largest) * largest + 1.2e-38)
     loss += _product_loss() * size * largest
     if product.shape[1] >= k:  # the k rows with the smallest products are nearer than this
         smallest = product.amin(1) if k == 1 else product.topk(k, largest=False).values[:, -1]
-        reach2 = (size2 * (1 + 4e-6) + 2 * (smallest + loss)).clamp_min(0)
+        reach2 = (size2 + 2 * (smallest + loss)).clamp_min(0)
         worst = torch.minimum(worst, (reach2.sqrt() + slack).square())
-    limit = ((worst.sqrt() + slack).square() - size2 * (1 - 4e-6)) / 2 + loss
+    limit = ((worst.sqrt() + slack).square() - size2) / 2 + loss
     sure = limit.isfinite() & (size + largest < 1e18)
     return torch.where(sure, limit + limit.abs() * 2 * unit, math.nan).float()
 
