@@ -19,7 +19,6 @@ from torch import Tensor
 from . import _adapt
 from ._registry import Op
 
-
 BLOCK = {"cpu": (8192, 1024), "cuda": (8192, 8192)}  # rows and queries of torch's products
 
 
