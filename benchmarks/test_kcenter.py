@@ -13,9 +13,10 @@ from fundad_fast import ops
 
 UNPRUNED_PICKS = 60  # of the unpruned loop, whose every pick costs the same
 ANOMALIB_PICKS = 100
+RESAD = "rows_c"  # the rows that the bars are for
 
 
-@pytest.mark.parametrize("share, bar", [(0.01, 10), (0.1, 20)], ids=["1%", "10%"])
+@pytest.mark.parametrize("share, bar", [(0.01, 10), (0.1, 20)], ids=["one_percent", "ten_percent"])
 def test_unpruned(rows: tuple[str, Tensor], share: float, bar: float, results: Results) -> None:
     name, x = rows
     k = int(len(x) * share)
@@ -27,7 +28,7 @@ def test_unpruned(rows: tuple[str, Tensor], share: float, bar: float, results: R
         },
         note=f"unpruned: {UNPRUNED_PICKS} picks, times {k / UNPRUNED_PICKS:.1f}",
     )
-    results.row(race, "lazy", "unpruned", bar)
+    results.row(race, "lazy", "unpruned", bar if name == RESAD else None)
 
 
 def test_anomalib(rows: tuple[str, Tensor], results: Results) -> None:
@@ -43,10 +44,10 @@ def test_anomalib(rows: tuple[str, Tensor], results: Results) -> None:
         note=f"anomalib: its first {ANOMALIB_PICKS} picks; each costs the same",
     )
     for k, bar in zip(counts, (None, 100, 100), strict=True):
-        results.row(race, f"lazy, {k} picks", "anomalib", bar)
+        results.row(race, f"lazy, {k} picks", "anomalib", bar if name == RESAD else None)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1], ids=["1%", "10%"])
+@pytest.mark.parametrize("share", [0.01, 0.1], ids=["one_percent", "ten_percent"])
 def test_same_picks(rows: tuple[str, Tensor], share: float) -> None:
     """Against the float64 loop: at the first difference there must be a tie within rounding."""
     _, x = rows
