@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -127,18 +126,25 @@ def test_an_interrupted_run_goes_on_and_repeats_nothing(model, cohort, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_fit_goes_on_and_gives_the_same_model(model, cohort, tmp_path):
+@pytest.mark.parametrize("stage", ["features", "coreset fold1", "coreset all"])
+def test_a_killed_fit_goes_on_and_gives_the_same_model(model, cohort, tmp_path, stage):
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from fundad_fast.cli import main; main()", "fit"]
-    command += [str(cohort), "-o", str(out), *SETTINGS, "--batch-size", "1"]
-    for seconds in (4.0, 5.0):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command += [str(cohort), "-o", str(out), *SETTINGS, "--progress", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("{"):
+                said = json.loads(line)
+                if said["stage"] == stage and (stage != "features" or said["done"] >= 4):
+                    process.send_signal(signal.SIGKILL)
+                    break
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert list(tmp_path.glob(".killed.work/*/*/rows.jsonl"))
+    subprocess.run(command, check=True, capture_output=True)
     ids = [json.loads((p / "bundle.json").read_text())["id"] for p in (model, out)]
     assert ids[0] == ids[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["killed"]
 
 
 def test_dry_runs_write_nothing(model, cohort, tmp_path):
