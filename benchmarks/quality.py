@@ -2,13 +2,15 @@
 """What the readings, presets and controls are worth on real images, in one table.
 
     python benchmarks/quality.py --data DIR --weights FILE -o quality/ [--pack idrid_512]
-        [--part all|tune|report] [--only NAME ...]
+        [--part all|tune|report] [--only NAME ...] [--image-size 512] [--fov none] [--painted 2]
 
 writes ``quality-PACK-PART.json`` and ``.md``: image and pixel metrics with 95 % bootstrap intervals
 for F, R, P, their sums, the readings of ReSAD's eq. 4, the presets, PatchCore, an untrained
 backbone and the controls, all with the same backbone, size and share of the bank. ``--ablation``
-repeats the default with 10, 40, 70 and 100 % of the healthy images. Finished lines are kept: a
-second call goes on.
+repeats the default with 10, 40, 70 and 100 % of the healthy images. ``--fov none`` is for images
+that are no fundus photographs; ``--painted N`` tests on N painted copies of each healthy test
+image instead (of the part ``tune`` for ``idrid_512``), to choose settings on. Finished lines are
+kept: a second call goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from painted import painted_cohort
 
 import fundad_fast
 from fundad_fast.archive.run import ScoreOptions, score_run
@@ -50,6 +53,13 @@ SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "R, radius 4": ("resad", "paper", {"combination": ("R",), "radius": 4}),
     "F+R, radius 8": ("resad", "paper", {"combination": ("F", "R"), "radius": 8}),
     "P+R, l2 × 10, radius 8": ("resad", "paper", {**L2, "radius": 8}),
+    # the way to the default, inside the field of view
+    "in the field of view: F": ("resad", "default", {"combination": ("F",), "num_neighbors": 1}),
+    "… F+R, radius 1/8": ("resad", "default", {"combination": ("F", "R"), "num_neighbors": 1}),
+    "… P+R, l2 × 10": ("resad", "default", {"combination": ("P", "R"), "num_neighbors": 1}),
+    "… F+P+R, l2 × 10": ("resad", "default", {"num_neighbors": 1}),
+    "… F+R, 3 neighbours": ("resad", "default", {"combination": ("F", "R")}),
+    "… F+P+R, 5 neighbours": ("resad", "default", {"num_neighbors": 5}),
     "default": ("resad", "default", {}),
     "default, untrained backbone": ("resad", "default", {}),
     "PatchCore": ("patchcore", "default", {}),
@@ -83,6 +93,8 @@ def fit_and_score(
     method, preset, settings = SETTINGS[name]
     if method == "resad" and preset == "paper":
         settings = {**LITERAL, **settings}
+    if args.fov == "none":
+        settings = {**settings, "fov": "none", "bank_rows": "all"}
     weights = "untrained" if "untrained" in name else args.weights
     cls = {"resad": fundad_fast.ReSAD, "patchcore": fundad_fast.PatchCore}[method]
     detector = cls(preset, weights=weights, seed=args.seed, **{**base, **settings})
@@ -139,9 +151,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of lines")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--image-size", type=int, default=512)
+    parser.add_argument("--fov", default="auto", choices=("auto", "none"))
     parser.add_argument("--ratio", type=float, default=0.01)
     parser.add_argument("--boot", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--painted", type=int, default=0, help="painted copies per healthy image")
     parser.add_argument("--ablation", action="store_true")
     args = parser.parse_args()
 
@@ -149,6 +163,14 @@ def main() -> None:
     print(dataset.describe(), flush=True)
     items = parts(args.pack, dataset, args.part)
     train = dataset.select("train", 0)
+    pack = args.pack
+    if args.painted:
+        pack = f"{args.pack}-painted"
+        healthy = tuple(i for i in parts(args.pack, dataset, "tune") if i.label == 0)
+        dataset = painted_cohort(
+            args.output / pack / "images", train, healthy, args.image_size, args.painted
+        )
+        items, train = dataset.select("test"), dataset.select("train", 0)
     base = {
         "backbone": args.backbone,
         "image_size": args.image_size,
@@ -158,9 +180,9 @@ def main() -> None:
         jobs = [("default", share) for share in SHARES]
     else:
         jobs = [(name, 1.0) for name in (args.only or SETTINGS)]
-    result: dict[str, Any] = {"pack": args.pack, "part": args.part, "settings": base, "lines": {}}
+    result: dict[str, Any] = {"pack": pack, "part": args.part, "settings": base, "lines": {}}
     table = [
-        f"{args.pack}, part {args.part}: {len(items)} images, {args.backbone}, "
+        f"{pack}, part {args.part}: {len(items)} images, {args.backbone}, "
         f"{args.image_size} px, bank {args.ratio:.0%}",
         "",
         "| | " + " | ".join(SHOWN) + " | fit / score s |",
@@ -169,7 +191,7 @@ def main() -> None:
     collected = {}
     for name, share in jobs:
         label = name if share == 1 and not args.ablation else f"{name}, {share:.0%} of the images"
-        out = args.output / args.pack / label.replace("/", "÷").replace(" ", "_")
+        out = args.output / pack / label.replace("/", "÷").replace(" ", "_")
         if not (out / "seconds.json").exists():
             some = train[: max(2, round(share * len(train)))]
             out.mkdir(parents=True, exist_ok=True)
@@ -198,7 +220,7 @@ def main() -> None:
             )
     result["versions"] = {"fundad_fast": fundad_fast.__version__, "torch": torch.__version__}
     args.output.mkdir(parents=True, exist_ok=True)
-    stem = f"quality-{args.pack}-{args.part}" + ("-ablation" if args.ablation else "")
+    stem = f"quality-{pack}-{args.part}" + ("-ablation" if args.ablation else "")
     (args.output / f"{stem}.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     (args.output / f"{stem}.md").write_text("\n".join(table) + "\n")
     print("\n".join(table[4:]))
