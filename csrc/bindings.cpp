@@ -2,8 +2,10 @@
 // The only file that knows Python. Integers stand for addresses; arguments were checked above us.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 
 #include "fundad/isa.h"
@@ -37,6 +39,28 @@ fundad::NearestArgs nearest_args(Address q, Address bank, Address center, Size m
           at<double>(scratch), at<float>(dist2),      at<Size>(index)};
 }
 
+// In the order of fundad::NearestTiles: the tensors' addresses, then the lengths.
+fundad::NearestTiles nearest_tiles(Size tiles, const std::array<Address, 8>& tensors,
+                                   const std::array<double, 8>& lengths) {
+  return {tiles,
+          at<const double>(tensors[0]),
+          at<const double>(tensors[1]),
+          at<const double>(tensors[2]),
+          at<const std::int32_t>(tensors[3]),
+          at<const std::uint8_t>(tensors[4]),
+          at<const std::int16_t>(tensors[5]),
+          at<const std::int16_t>(tensors[6]),
+          at<const std::int32_t>(tensors[7]),
+          lengths[0],
+          lengths[1],
+          lengths[2],
+          lengths[3],
+          lengths[4],
+          lengths[5],
+          lengths[6],
+          lengths[7]};
+}
+
 std::unique_ptr<KCenter> make_kcenter(Address x, Size n, Size d, Address z, Size p, double scale,
                                       double slack, Address picks, Size count, Isa isa,
                                       int threads) {
@@ -55,6 +79,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .value("base", Isa::base)
       .value("avx2", Isa::avx2)
       .value("avx512", Isa::avx512)
+      .value("avx512vnni", Isa::avx512vnni)
       .finalize();
   m.def("best_isa", fundad::cpu::best_isa, "The highest set that this CPU and this build have.");
   m.def("compiler", [] { return FUNDAD_COMPILER; });
@@ -100,6 +125,27 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       },
       arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
       arg("dist2"), arg("index"), arg("isa"), arg("threads"), no_gil());
+
+  m.def(
+      "nearest_tiles_cpu",
+      [](Address q, Address bank, Size m, Size n, Size d, Size k, Address scratch, Address dist2,
+         Address index, Size tiles, const std::array<Address, 8>& tensors,
+         const std::array<double, 8>& lengths, Isa isa, int threads) {
+        const fundad::TileEffort effort =
+            fundad::cpu::nearest_tiles(nearest_args(q, bank, 0, m, n, d, k, scratch, dist2, index),
+                                       nearest_tiles(tiles, tensors, lengths), isa, threads);
+        return std::array<Size, 3>{effort.tiles, effort.fine_rows, effort.measured_rows};
+      },
+      arg("q"), arg("bank"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"), arg("dist2"),
+      arg("index"), arg("tiles"), arg("tensors"), arg("lengths"), arg("isa"), arg("threads"),
+      no_gil());
+
+  m.def(
+      "tile_order",
+      [](Address z, Size n, Size stride, Size axes, Address order, int threads) {
+        fundad::cpu::tile_order(at<const float>(z), n, stride, axes, at<Size>(order), threads);
+      },
+      arg("z"), arg("n"), arg("stride"), arg("axes"), arg("order"), arg("threads"), no_gil());
 
   m.def(
       "nearest_cuda",

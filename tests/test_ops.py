@@ -20,7 +20,7 @@ from fundad_fast.ops import OPS, _adapt, _registry
 from fundad_fast.ops._registry import Op, to
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-ISAS = ["base", "avx2", "avx512"]
+ISAS = ["base", "avx2", "avx512", "avx512vnni"]
 
 
 def tensors(args: Any) -> Iterator[Tensor]:

@@ -97,12 +97,6 @@ inline void kcenter_find_top(const KCenterView& v, std::int64_t leaf) {
   v.top2[leaf] = v.reach2[top];
 }
 
-// Rows that are measured lie far apart in memory: asking for the next one early saves a third.
-inline void fetch(const float* row, std::int64_t d) {
-  constexpr std::int64_t kLine = 16, kMost = 64 * kLine;
-  for (std::int64_t i = 0; i < d && i < kMost; i += kLine) __builtin_prefetch(row + i);
-}
-
 inline void kcenter_apply(const KCenterView& v, std::int64_t leaf, const Near* sorted,
                           std::int64_t count) {
   const std::int64_t first = leaf * kLeafRows;

@@ -5,10 +5,11 @@
 
 #include "kcenter-inl.h"
 #include "nearest-inl.h"
+#include "nearest_tiles-inl.h"
 #include "picture-inl.h"
 
 namespace fundad::cpu::FUNDAD_ISA {
 extern const Kernels table;
-const Kernels table{picture,       kcenter_candidates, kcenter_apply,
-                    nearest_begin, nearest_pack,       nearest_search};
+const Kernels table{picture,      kcenter_candidates, kcenter_apply,   nearest_begin,
+                    nearest_pack, nearest_search,     nearest_in_tiles};
 }  // namespace fundad::cpu::FUNDAD_ISA

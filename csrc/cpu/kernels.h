@@ -14,6 +14,7 @@ constexpr std::int64_t kPickBlock = 32;   // picks tested against a ball at a ti
 constexpr std::int64_t kPictureRows = 6;  // rows projected at a time
 constexpr std::int64_t kTileRows = 64;    // rows of a packed tile of a bank
 constexpr std::int64_t kQueryGroup = 6;   // queries multiplied with a tile at a time
+constexpr std::int64_t kQueryStrip = 48;  // queries whose coarse integers are packed together
 
 // A packed tile: d rows of kTileRows floats (a coordinate of each bank row, around the centre),
 // then kTileRows half squared norms, then the largest norm, padded to a cache line.
@@ -45,6 +46,31 @@ struct KCenterView {
   const std::int64_t* pick_row;
 };
 
+// What the bounds of a query are made of; lengths in units of the picture.
+struct TileQuery {
+  double slack;
+  double coarse_error, fine_error, finer_error;  // the rounding of the query and of the bank
+  double coarse_out2, fine_out2;  // squared distance to the box and the ball that hold the bank
+  double coarse_half, fine_half, finer_half;  // half the squared norms of the integers
+  std::int64_t least_finer;
+  std::int32_t least_fine;
+};
+
+// What a thread needs to search tiles for a block of at most `queries` queries, a multiple of
+// kQueryStrip.
+struct TileScratch {
+  std::int64_t queries;
+  double* picture;       // [kPictureRows,d]
+  float* z;              // [queries,kAxes+1]
+  std::int16_t* coarse;  // [queries,kCoarse]: as 16-bit numbers, or half of it as bytes
+  std::int16_t* fine;    // [queries,2,kFine]: fine, then finer
+  std::int32_t* top;     // [tiles,queries] the best coarse product of each tile
+  std::int32_t* best;    // [3,queries] the best of those, its tile, and what a tile must reach
+  std::int32_t* list;    // [queries+kQueryGroup]
+  TileQuery* bound;      // [queries]
+  TileEffort* effort;    // of this thread
+};
+
 struct Kernels {
   // Rows [lo, hi) of a short picture; scratch holds kPictureRows * d doubles. Returns the largest
   // squared norm.
@@ -62,6 +88,9 @@ struct Kernels {
   // Searches packed tiles, the first of which starts at bank row `first`, for queries [lo, hi).
   void (*nearest_search)(const NearestArgs&, const float* queries, std::int64_t lo, std::int64_t hi,
                          const float* tiles, std::int64_t first, std::int64_t tile_count);
+  // Searches a bank of integers for queries [lo, hi), from empty results to full ones.
+  void (*nearest_in_tiles)(const NearestArgs&, const NearestTiles&, std::int64_t lo,
+                           std::int64_t hi, const TileScratch&);
 };
 
 const Kernels& kernels(Isa isa);

@@ -36,22 +36,29 @@ inline void nearest_pack(const NearestArgs& a, std::int64_t first, float* tile) 
   half_norm2[kTileRows] = largest;
 }
 
+// Empties the results of a query; returns whether it is finite.
+inline bool nearest_reset(const NearestArgs& a, std::int64_t i) {
+  const float* q = a.q + i * a.d;
+  bool usable = true;
+  for (std::int64_t c = 0; c < a.d; ++c) usable = usable && finite(q[c]);
+  for (std::int64_t j = 0; j < a.k; ++j) {
+    a.scratch[i * a.k + j] = usable ? __builtin_inf() : __builtin_nan("");
+    a.index[i * a.k + j] = usable ? a.n : j;  // n: an equal distance replaces it
+  }
+  return usable;
+}
+
 inline void nearest_begin(const NearestArgs& a, std::int64_t lo, std::int64_t hi, float* queries) {
   for (std::int64_t i = lo; i < hi; ++i) {
     float* z = queries + (i - lo) * query_floats(a.d);
     const float* q = a.q + i * a.d;
-    bool usable = true;
-    for (std::int64_t c = 0; c < a.d; ++c) usable = usable && finite(q[c]);
+    const bool usable = nearest_reset(a, i);
     double norm2 = usable ? 0 : __builtin_nan("");
     for (std::int64_t c = 0; c < a.d; ++c) {
       z[c] = usable ? a.center[c] - q[c] : 0;
       norm2 += static_cast<double>(z[c]) * z[c];
     }
     z[a.d] = static_cast<float>(__builtin_sqrt(norm2) * (1 + 2e-7));
-    for (std::int64_t j = 0; j < a.k; ++j) {
-      a.scratch[i * a.k + j] = usable ? __builtin_inf() : __builtin_nan("");
-      a.index[i * a.k + j] = usable ? a.n : j;  // n: an equal distance replaces it
-    }
   }
 }
 

@@ -159,7 +159,7 @@ class MemoryBank(Method):
             images=images,
             memory=in_memory + 8 * rows + 2 * 4 * kept * d + 2**30,
             disk=rows * d * width,
-            bundle=kept * d * 4 * 2 + 4 * sum(p.numel() for p in extractor.parameters()),
+            bundle=kept * (d * 4 + 292) + 4 * sum(p.numel() for p in extractor.parameters()),
             seconds=seconds,
             lines=lines,
         )

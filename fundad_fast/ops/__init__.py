@@ -5,7 +5,8 @@ from . import _adapt
 from ._registry import OPS, Choice, choices
 from .distance_filter import distance_filter
 from .kcenter import KCenterState, kcenter, kcenter_state
-from .nearest import NearestPrepared, nearest, nearest_prepare
+from .nearest import nearest
+from .nearest_bank import NearestPrepared, nearest_prepare
 from .poisson_blend import poisson_blend
 from .self_attention import self_attention
 

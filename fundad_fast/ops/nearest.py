@@ -9,74 +9,17 @@ sum of squared differences in float64, of every row that rounding may have put i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _adapt
+from . import _adapt, nearest_tiles
 from ._registry import Op
+from .nearest_bank import NearestPrepared, check_bank, nearest_prepare
 
 BLOCK = {"cpu": (8192, 1024), "cuda": (8192, 8192)}  # rows and queries of torch's products
-
-
-@dataclass(frozen=True)
-class NearestPrepared:
-    """A bank, and what is computed of it once; plain tensors, to be kept.
-
-    Attributes:
-        rows: ``[n, d]`` contiguous float32, the bank itself; shared with it where it is that.
-        center: ``[d]`` float32, a point amid the bank; products around it lose fewer digits.
-        norm2: ``[n]`` float32, the squared distance of each row to it.
-    """
-
-    rows: Tensor
-    center: Tensor
-    norm2: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, to be saved."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> NearestPrepared:
-        """Rebuild from :meth:`tensors`; other names are ignored.
-
-        Raises:
-            ValueError: a tensor is missing.
-        """
-        names = [field.name for field in fields(cls)]
-        if missing := [name for name in names if name not in tensors]:
-            raise ValueError(f"nearest: a prepared bank lacks {', '.join(missing)}; prepare again")
-        return cls(**{name: tensors[name] for name in names})
-
-    def to(self, device: torch.device | str) -> NearestPrepared:
-        """The same on another device."""
-        return NearestPrepared(**{name: t.to(device) for name, t in self.tensors().items()})
-
-
-def nearest_prepare(bank: Tensor) -> NearestPrepared:
-    """Compute once what every search in a bank needs.
-
-    Args:
-        bank: ``[n, d]`` rows of a floating type, ``n, d >= 1``, finite as float32.
-
-    Raises:
-        ValueError: the shape is another, or a value is not finite.
-    """
-    _check_bank(bank)
-    rows = _adapt.dense(bank)
-    low, high = rows.aminmax()  # NaN shows in both
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise ValueError("nearest: the bank has values that are not finite as float32")
-    center = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
-    for part in rows.split(8192):
-        center += part.double().sum(0) / len(rows)
-    center = center.float()
-    norm2 = [(part - center).double().square().sum(1).float() for part in rows.split(8192)]
-    return NearestPrepared(rows, center, torch.cat(norm2))
 
 
 def nearest(
@@ -101,7 +44,7 @@ def nearest(
     Raises:
         ValueError: the arguments do not fit, or the bank is not finite.
     """
-    ready = [] if prepared is None else [prepared.center, prepared.norm2]
+    ready = [] if prepared is None else prepared.arguments()
     return torch.ops.fundad.nearest(q, bank, k, ready)
 
 
@@ -113,18 +56,8 @@ def reference(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tu
     return torch.where(usable[:, None], dist2, math.nan), index
 
 
-def _check_bank(bank: Tensor) -> None:
-    torch._check_value(
-        bank.dim() == 2 and bank.is_floating_point(),
-        lambda: f"nearest: want bank [n,d] of a floating type, got {list(bank.shape)} {bank.dtype}",
-    )
-    n, d = bank.shape
-    torch._check_value(n >= 1, lambda: "nearest: want n >= 1, the bank is empty")
-    torch._check_value(d >= 1, lambda: "nearest: want d >= 1, got rows without features")
-
-
 def fake(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    _check_bank(bank)
+    check_bank(bank)
     n, d = bank.shape
     torch._check_value(
         q.dim() == 2 and q.is_floating_point(),
@@ -133,7 +66,7 @@ def fake(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[T
     torch._check_value(
         q.shape[1] == d, lambda: f"nearest: want q [m,{d}] for this bank, got {list(q.shape)}"
     )
-    for name, tensor in zip(("bank", "prepared", "prepared"), (bank, *prepared)):
+    for name, tensor in [("bank", bank), *(("prepared", t) for t in prepared)]:
         torch._check_value(
             tensor.device == q.device,
             lambda: f"nearest: q is on {q.device}, {name} on {tensor.device}",  # noqa: B023
@@ -142,7 +75,7 @@ def fake(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[T
     torch._check_value(k <= n, lambda: f"nearest: want k <= n, got k={k} of {n} rows")
     shapes = [list(t.shape) for t in prepared]
     torch._check_value(
-        shapes in ([], [[d], [n]]),
+        shapes in ([], [[d], [n]], [[d], [n], *nearest_tiles.shapes(n, d)]),
         lambda: f"nearest: the bank is [{n},{d}], prepared was another: {shapes}",
     )
     m = q.shape[0]
@@ -155,9 +88,11 @@ def samples() -> dict[str, tuple[Any, ...]]:
     def rows(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g)
 
-    def ready(bank: Tensor) -> list[Tensor]:
-        made = nearest_prepare(bank)
-        return [made.center, made.norm2]
+    def ready(bank: Tensor, tiles: bool = False) -> list[Tensor]:
+        return nearest_prepare(bank, tiles and _adapt.no_cpu(bank) is None).arguments()
+
+    def tiled(q: Tensor, bank: Tensor, k: int) -> tuple[Any, ...]:
+        return q, bank, k, ready(bank, tiles=True)
 
     odd, far, bank = rows(53, 70), rows(40, 16) + 1000, rows(300, 33)
     holes = rows(9, 12)
@@ -172,10 +107,42 @@ def samples() -> dict[str, tuple[Any, ...]]:
     # Equally far but for the order of summation: every instruction set must round alike.
     turns = torch.stack([sphere[0, torch.randperm(37, generator=g)] for _ in range(100)])
     grid = torch.cartesian_prod(*[torch.arange(4.0)] * 4)
+    flat = rows(900, 12) @ rows(12, 150) + 0.05 * rows(900, 150)  # near a plane, as features are
+    outlier = torch.cat([rows(200, 40) * 1e-3, torch.full((1, 40), 1e4)])
+    axis = torch.zeros(90, 70)  # what is longest lies along one axis: integers come near their ends
+    axis[:, 0] = torch.linspace(-7, 7, 90)
+    axis[:, 1:] = rows(90, 69) / 1024
+    away = flat[::9] * torch.logspace(-3, 30, 100)[:, None]
     return {
         "odd": (rows(37, 70), odd, 1, []),
         "prepared": (rows(101, 33), bank, 3, ready(bank)),
         "all_rows": (rows(7, 33), bank, 300, []),
+        "tiles": tiled(flat[::7] + 0.01 * rows(129, 150), flat, 1),
+        "tiles_several": tiled(rows(130, 12) @ rows(12, 150), flat, 9),
+        "tiles_most": tiled(flat[:20] + rows(20, 150), flat, 64),
+        "tiles_too_many": tiled(flat[:3], flat, 65),
+        "tiles_away": tiled(away, flat, 3),
+        "tiles_own_rows": tiled(flat, flat.repeat(2, 1), 3),
+        "tiles_duplicates": tiled(flat[::5], flat + 1e-6 * rows(900, 150), 2),
+        "tiles_far_from_origin": tiled(far, torch.cat([far, far + 0.01]), 2),
+        "tiles_grid": tiled(grid[::7] + 0.5, grid, 20),
+        "tiles_all_equal": tiled(torch.zeros(50, 8), torch.zeros(200, 8), 5),
+        "tiles_sphere": tiled(middle, sphere, 60),
+        "tiles_permuted": tiled(torch.full((1, 37), 0.1), turns, 60),
+        "tiles_specks": tiled(specks[::9], specks, 20),
+        "tiles_outlier": tiled(torch.cat([rows(30, 40) * 1e-3, outlier[-1:]]), outlier, 2),
+        "tiles_axis": tiled(torch.cat([axis * 1.5, axis + 1e-3]), axis, 2),
+        "tiles_huge": tiled(rows(20, 40) * 3e19, rows(90, 40) * 3e19, 4),
+        "tiles_largest": tiled(rows(20, 40).sign() * 3e38, rows(90, 40).sign() * 3e38, 4),
+        "tiles_tiny": tiled(rows(20, 40) * 1e-22, rows(90, 40) * 1e-22, 4),
+        "tiles_tiniest": tiled(rows(20, 40) * 1e-43, rows(90, 40) * 1e-43, 4),
+        "tiles_not_finite": tiled(holes, rows(30, 12), 3),
+        "tiles_one_row": tiled(rows(60, 9), rows(1, 9), 1),
+        "tiles_one_column": tiled(rows(20, 1), rows(130, 1), 4),
+        "tiles_just_full": tiled(rows(49, 20), rows(128, 20), 1),
+        "tiles_one_over": tiled(rows(97, 20), rows(129, 20), 7),
+        "tiles_no_query": tiled(rows(0, 4), rows(5, 4), 2),
+        "tiles_float16": tiled(rows(20, 12).half(), rows(70, 12).half(), 2),
         "many_rows": (rows(100, 8), rows(8300, 8), 2, []),
         "many_features": (rows(3, 1000), rows(2200, 1000), 2, []),
         "one": (rows(1, 9), rows(1, 9), 1, []),
@@ -253,7 +220,7 @@ def _native_arguments(
     q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[int]]:
     """The tensors, which must outlive the call, and the numbers that the native code takes."""
-    center = prepared[0] if prepared else nearest_prepare(bank).center
+    center = prepared[0] if prepared else nearest_prepare(bank, tiles=False).center
     q, bank, center = (_adapt.dense(t) for t in (q, bank, center))
     dist2, index = fake(q, bank, k, [])
     scratch = torch.empty_like(dist2, dtype=torch.float64)
@@ -265,6 +232,11 @@ def _native_arguments(
 
 @op.backend("cpu", _adapt.no_cpu)
 def _cpu(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    if len(prepared) > 2 and k <= nearest_tiles.MOST_NEAR:
+        dist2, index = fake(q, bank, k, [])
+        out = [torch.empty_like(dist2, dtype=torch.float64), dist2, index]
+        nearest_tiles.search(_adapt.dense(q), _adapt.dense(bank), prepared[0], prepared[2:], out)
+        return dist2, index
     tensors, numbers = _native_arguments(q, bank, k, prepared)
     work = len(q) * len(bank) * q.shape[1]
     _adapt.native().nearest_cpu(*numbers, _adapt.isa(), _adapt.threads(work))
@@ -275,9 +247,8 @@ def _cpu(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[T
 def _torch(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Blocks of products, then a closer look; memory stays within a few hundred megabytes."""
     if not prepared:
-        made = nearest_prepare(bank)
-        prepared = [made.center, made.norm2]
-    q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, *prepared))
+        prepared = nearest_prepare(bank, tiles=False).arguments()
+    q, bank, center, norm2 = (_adapt.dense(t) for t in (q, bank, *prepared[:2]))
     rows_at_once, queries_at_once = BLOCK["cpu" if q.device.type == "cpu" else "cuda"]
     usable = q.isfinite().all(1)
     q = torch.where(usable[:, None], q, center)
