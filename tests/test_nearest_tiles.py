@@ -81,6 +81,18 @@ def test_a_grid_of_ties():
     assert index[0].tolist() == [0, 1, 10, 11]
 
 
+@pytest.mark.parametrize("d", [40, 100, 300])
+def test_near_rows_that_lie_in_other_tiles(d):
+    """The same in all directions, so that what the first coordinates leave decides."""
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(300, d, generator=g)
+    bank = q.repeat(8, 1) + 0.3 * torch.randn(2400, d, generator=g)
+    prepared = nearest_prepare(bank, tiles=True)
+    assert searched(q, bank, prepared)[2][2] > 1.1 * len(q)  # the first best are not the best
+    for k in (1, 3):
+        assert_same(q, bank, k)
+
+
 def test_the_effort_is_what_tiles_are_for_and_does_not_depend_on_threads(monkeypatch):
     bank = features(4000, rank=5)
     q = bank[::8] + 0.02 * torch.randn(500, 70, generator=torch.Generator().manual_seed(2))
