@@ -4,7 +4,12 @@
 
 namespace fundad::cpu {
 
-enum class Isa : int { base, avx2, avx512, avx512vnni };  // in order: each needs what those before it need
+enum class Isa : int {
+  base,
+  avx2,
+  avx512,
+  avx512vnni
+};  // in order: each needs what those before it need
 
 Isa best_isa();  // of this CPU and this build
 
