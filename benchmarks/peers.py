@@ -4,9 +4,10 @@
     pip install '.[peers]' && python benchmarks/peers.py --data DIR --weights FILE -o peers/
 
 Each turn is a process of its own, from image files to scores, ours and theirs in turn: time to fit,
-time to score all test images, peak memory, image and pixel AUROC by the same evaluator. ``--ratio
-0.1`` compares scoring with a 10 % bank: ours is loaded into anomalib's model, since choosing one
-there takes hours.
+time to score all test images, peak memory, image and pixel AUROC by the same evaluator. With
+``--share-bank`` our bank is loaded into anomalib's model, so that scoring alone is compared, and
+on the same rows; with ``--ratio 0.1`` there is no other way, since choosing one there takes hours.
+Ours fits without folds here: anomalib sets no threshold from held-out images.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def evaluate(items: Any, maps: list[np.ndarray], scores: list[float]) -> dict[st
     return {"image_AUROC": image["image_AUROC"].value} | {n: found[n].value for n in names}
 
 
-def ours(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
+def fitted(args: argparse.Namespace, dataset: Any) -> Any:
     import fundad_fast
 
     detector = fundad_fast.PatchCore(
@@ -52,16 +53,33 @@ def ours(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
         fov=args.fov,
         bank_rows="fov" if args.fov == "auto" else "all",
         batch_size=args.batch_size,
+        folds=0,
+        seed=args.seed,
     )
+    return detector.fit(list(dataset.select("train", 0)))
+
+
+def bank(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
+    """Fit ours and leave the model, and its bank for anomalib, in the folder ``args.bank``."""
+    detector = fitted(args, dataset)
+    detector.save(args.bank)
+    np.save(Path(args.bank) / "rows.npy", detector.bundle_.method.state().bank["rows"].numpy())
+    return {}
+
+
+def ours(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
+    import fundad_fast
+
     began = time.perf_counter()
-    detector.fit(list(dataset.select("train", 0)))
+    if args.bank:
+        detector = fundad_fast.load(args.bank)
+        detector.batch_size = args.batch_size
+    else:
+        detector = fitted(args, dataset)
     fit = time.perf_counter() - began
     began = time.perf_counter()
     scores = detector.score(list(test))
     score = time.perf_counter() - began
-    assert detector.bundle_ is not None
-    if args.bank:
-        np.save(args.bank, detector.bundle_.method.state().bank["rows"].numpy())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert scores.map is not None
     quality = evaluate(test, list(scores.map.numpy()), scores.image.tolist())
@@ -76,6 +94,8 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
     from safetensors.torch import load_file
     from torch.utils.data import DataLoader
 
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
     size = (args.image_size, args.image_size)
     model = Patchcore(
         backbone="resnet18",
@@ -111,8 +131,8 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
         num_workers=args.workers,
     )
     began = time.perf_counter()
-    if args.bank and Path(args.bank).exists():
-        model.model.memory_bank = torch.from_numpy(np.load(args.bank))
+    if args.bank:
+        model.model.memory_bank = torch.from_numpy(np.load(Path(args.bank) / "rows.npy"))
         model.model.eval()
     else:
         engine.fit(model=model, datamodule=data)
@@ -142,6 +162,17 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
     return {"fit_s": fit, "score_s": score, "peak_bytes": peak, **evaluate(test, maps, scores)}
 
 
+def turn(role: str, more: list[str]) -> dict[str, Any]:
+    """One part in a process of its own; the arguments of this call, and more."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--role", role, *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{role} failed:\n{done.stderr[-3000:]}")
+    line = next(s for s in done.stdout.splitlines() if s.startswith("RESULT "))
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of data packs")
@@ -152,41 +183,42 @@ def main() -> None:
     parser.add_argument("--fov", default="none", choices=("none", "auto"))
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--role", choices=("ours", "anomalib"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=1, help="the seed goes up with each")
+    parser.add_argument("--share-bank", action="store_true", help="load our bank into anomalib")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=("bank", "ours", "anomalib"), help=argparse.SUPPRESS)
     parser.add_argument("--bank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.role:
         from fundad_fast.data import discover
 
         dataset = discover(args.data / "idrid_512")
-        run = {"ours": ours, "anomalib": anomalib}[args.role]
+        run = {"bank": bank, "ours": ours, "anomalib": anomalib}[args.role]
         print("RESULT " + json.dumps(run(args, dataset, dataset.select(split="test"))))
         return
     args.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "anomalib": []}
-    bank = str(args.output / "bank.npy") if args.ratio > 0.02 else ""
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
+        more = ["--seed", str(number)]
+        if args.share_bank:
+            more += ["--bank", str(args.output / f"bank-{args.ratio:g}-{number}")]
+            if not Path(more[-1]).exists():
+                turn("bank", more)
         for role in found:
-            command = [sys.executable, __file__, *sys.argv[1:], "--role", role]
-            command += ["--bank", bank] if bank else []
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{role} failed:\n{done.stderr[-3000:]}")
-            line = next(s for s in done.stdout.splitlines() if s.startswith("RESULT "))
-            found[role].append(json.loads(line.removeprefix("RESULT ")))
+            found[role].append(turn(role, more))
             print(role, found[role][-1], flush=True)
     table = [
         f"PatchCore on idrid_512, ResNet-18, {args.image_size} px, bank {args.ratio:.0%}, "
-        f"{args.rounds} rounds, median:",
+        f"{args.rounds} rounds, median" + (", one bank for both:" if args.share_bank else ":"),
         "",
         "| | ours | anomalib | ratio |",
         "|---|---|---|---|",
     ]
-    for key in found["ours"][0]:
+    keys = [key for key in found["ours"][0] if key != "fit_s" or not args.share_bank]
+    for key in keys:
         a, b = (statistics.median(r[key] for r in found[role]) for role in found)
         table.append(f"| {key} | {a:.4g} | {b:.4g} | {b / a:.3g} |")
-    stem = f"peers-{args.ratio:g}-{args.fov}"
+    stem = f"peers-{args.ratio:g}" + ("-shared" if args.share_bank else "")
     (args.output / f"{stem}.json").write_text(json.dumps(found, indent=1))
     (args.output / f"{stem}.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))
