@@ -10,7 +10,9 @@
 
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
+#include "fundad/kcenter_cuda.h"
 #include "fundad/nearest.h"
+#include "fundad/nearest_cuda.h"
 
 namespace py = pybind11;
 using fundad::cpu::Isa;
@@ -149,11 +151,65 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   m.def(
       "nearest_cuda",
-      [](Address q, Address bank, Address center, Size m, Size n, Size d, Size k, Address scratch,
-         Address dist2, Address index, Address stream) {
-        fundad::cuda::nearest(nearest_args(q, bank, center, m, n, d, k, scratch, dist2, index),
-                              at<void>(stream));
+      [](Address q, Address bank, Address q_z, Address bank_z, Address half2, Address q_norm2,
+         Address reach, Address loss, double unit, Size m, Size n, Size d, Size k, Size p,
+         Size splits, Address seed_value, Address seed_row, Address worst, Address found_dist2,
+         Address found_row, Address head, Address dist2, Address index, Address stream) {
+        const fundad::cuda::NearestSearch search{at<const float>(q),
+                                                 at<const float>(bank),
+                                                 at<const std::uint16_t>(q_z),
+                                                 at<const std::uint16_t>(bank_z),
+                                                 at<const float>(half2),
+                                                 at<const double>(q_norm2),
+                                                 at<const double>(reach),
+                                                 at<const double>(loss),
+                                                 unit,
+                                                 m,
+                                                 n,
+                                                 d,
+                                                 k,
+                                                 p,
+                                                 splits,
+                                                 at<float>(seed_value),
+                                                 at<Size>(seed_row),
+                                                 at<double>(worst),
+                                                 at<double>(found_dist2),
+                                                 at<Size>(found_row),
+                                                 at<std::int32_t>(head),
+                                                 at<float>(dist2),
+                                                 at<Size>(index)};
+        fundad::cuda::nearest(search, at<void>(stream));
       },
-      arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
-      arg("dist2"), arg("index"), arg("stream"), no_gil());
+      arg("q"), arg("bank"), arg("q_z"), arg("bank_z"), arg("half2"), arg("q_norm2"), arg("reach"),
+      arg("loss"), arg("unit"), arg("m"), arg("n"), arg("d"), arg("k"), arg("p"), arg("splits"),
+      arg("seed_value"), arg("seed_row"), arg("worst"), arg("found_dist2"), arg("found_row"),
+      arg("head"), arg("dist2"), arg("index"), arg("stream"), no_gil());
+
+  m.def(
+      "kcenter_cuda",
+      [](Address x, Address z, Address center, Address ball, Address row, Address reach2,
+         Address limit2, Address top2, Address top_slot, Address tops, Address picks, Size d,
+         Size p, Size leaves, double unit, double slack, Size first, Size last, bool given,
+         Address stream) {
+        const fundad::cuda::KCenterArgs args{at<const float>(x),
+                                             at<const float>(z),
+                                             at<const float>(center),
+                                             at<const float>(ball),
+                                             at<const Size>(row),
+                                             at<double>(reach2),
+                                             at<float>(limit2),
+                                             at<double>(top2),
+                                             at<Size>(top_slot),
+                                             at<fundad::cuda::KCenterTop>(tops),
+                                             at<Size>(picks),
+                                             d,
+                                             p,
+                                             leaves,
+                                             unit,
+                                             slack};
+        fundad::cuda::kcenter(args, first, last, given, at<void>(stream));
+      },
+      arg("x"), arg("z"), arg("center"), arg("ball"), arg("row"), arg("reach2"), arg("limit2"),
+      arg("top2"), arg("top_slot"), arg("tops"), arg("picks"), arg("d"), arg("p"), arg("leaves"),
+      arg("unit"), arg("slack"), arg("first"), arg("last"), arg("given"), arg("stream"), no_gil());
 }

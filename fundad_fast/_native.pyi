@@ -3,17 +3,15 @@
 Operators of fundad_fast in C++. Called by fundad_fast.ops only.
 """
 from __future__ import annotations
-import collections.abc
 import enum
 import typing
-__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'has_openmp', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'short_picture', 'tile_order']
+__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'short_picture']
 class Isa(enum.IntEnum):
     """
     Instruction sets, lowest first.
     """
     avx2: typing.ClassVar[Isa]
     avx512: typing.ClassVar[Isa]
-    avx512vnni: typing.ClassVar[Isa]
     base: typing.ClassVar[Isa]
     @classmethod
     def __new__(cls, value):
@@ -44,13 +42,11 @@ def cuda_architectures() -> str:
     """
 def has_openmp() -> bool:
     ...
+def kcenter_cuda(x: typing.SupportsInt | typing.SupportsIndex, z: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, ball: typing.SupportsInt | typing.SupportsIndex, row: typing.SupportsInt | typing.SupportsIndex, reach2: typing.SupportsInt | typing.SupportsIndex, limit2: typing.SupportsInt | typing.SupportsIndex, top2: typing.SupportsInt | typing.SupportsIndex, top_slot: typing.SupportsInt | typing.SupportsIndex, tops: typing.SupportsInt | typing.SupportsIndex, picks: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, leaves: typing.SupportsInt | typing.SupportsIndex, unit: typing.SupportsFloat | typing.SupportsIndex, slack: typing.SupportsFloat | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, last: typing.SupportsInt | typing.SupportsIndex, given: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
 def nearest_cpu(q: typing.SupportsInt | typing.SupportsIndex, bank: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, scratch: typing.SupportsInt | typing.SupportsIndex, dist2: typing.SupportsInt | typing.SupportsIndex, index: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
-def nearest_cuda(q: typing.SupportsInt | typing.SupportsIndex, bank: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, scratch: typing.SupportsInt | typing.SupportsIndex, dist2: typing.SupportsInt | typing.SupportsIndex, index: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
-    ...
-def nearest_tiles_cpu(q: typing.SupportsInt | typing.SupportsIndex, bank: typing.SupportsInt | typing.SupportsIndex, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, scratch: typing.SupportsInt | typing.SupportsIndex, dist2: typing.SupportsInt | typing.SupportsIndex, index: typing.SupportsInt | typing.SupportsIndex, tiles: typing.SupportsInt | typing.SupportsIndex, tensors: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(8)"], lengths: typing.Annotated[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], "FixedSize(8)"], isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> typing.Annotated[list[int], "FixedSize(3)"]:
+def nearest_cuda(q: typing.SupportsInt | typing.SupportsIndex, bank: typing.SupportsInt | typing.SupportsIndex, q_z: typing.SupportsInt | typing.SupportsIndex, bank_z: typing.SupportsInt | typing.SupportsIndex, half2: typing.SupportsInt | typing.SupportsIndex, q_norm2: typing.SupportsInt | typing.SupportsIndex, reach: typing.SupportsInt | typing.SupportsIndex, loss: typing.SupportsInt | typing.SupportsIndex, unit: typing.SupportsFloat | typing.SupportsIndex, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, splits: typing.SupportsInt | typing.SupportsIndex, seed_value: typing.SupportsInt | typing.SupportsIndex, seed_row: typing.SupportsInt | typing.SupportsIndex, worst: typing.SupportsInt | typing.SupportsIndex, found_dist2: typing.SupportsInt | typing.SupportsIndex, found_row: typing.SupportsInt | typing.SupportsIndex, head: typing.SupportsInt | typing.SupportsIndex, dist2: typing.SupportsInt | typing.SupportsIndex, index: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 def short_picture(x: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, axes: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, z: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> float:
-    ...
-def tile_order(z: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, axes: typing.SupportsInt | typing.SupportsIndex, order: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...

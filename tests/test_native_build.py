@@ -74,8 +74,10 @@ def test_the_module_says_how_it_was_built():
 @pytest.mark.skipif(bool(_adapt.native().cuda_architectures()), reason="built with CUDA")
 def test_a_build_without_cuda_says_so():
     assert _adapt.no_cuda(torch.ones(1)) == "the native module is built without CUDA"
-    with pytest.raises(RuntimeError, match="built without CUDA"):
-        _adapt.native().nearest_cuda(*[0] * 11)
+    for name, arguments in arguments_of_stub().items():
+        if name.endswith("_cuda"):
+            with pytest.raises(RuntimeError, match="built without CUDA"):
+                getattr(_adapt.native(), name)(*[0] * len(arguments))
 
 
 def test_one_openmp_runtime():

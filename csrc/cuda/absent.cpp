@@ -3,10 +3,17 @@
 // way, and the Python side asks cuda_architectures() before it calls one.
 #include <stdexcept>
 
-#include "fundad/nearest.h"
+#include "fundad/kcenter_cuda.h"
+#include "fundad/nearest_cuda.h"
 
 namespace fundad::cuda {
+namespace {
 
-void nearest(const NearestArgs&, void*) { throw std::runtime_error("built without CUDA"); }
+[[noreturn]] void absent() { throw std::runtime_error("built without CUDA"); }
+
+}  // namespace
+
+void kcenter(const KCenterArgs&, std::int64_t, std::int64_t, bool, void*) { absent(); }
+void nearest(const NearestSearch&, void*) { absent(); }
 
 }  // namespace fundad::cuda

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators that the methods are made of."""
 
-from . import _adapt
+from . import _adapt, cuda
 from ._registry import OPS, Choice, choices
 from .distance_filter import distance_filter
 from .kcenter import KCenterState, kcenter, kcenter_state
@@ -19,6 +19,7 @@ __all__ = [
     "NearestPrepared",
     "build",
     "choices",
+    "cuda",
     "distance_filter",
     "kcenter",
     "kcenter_state",

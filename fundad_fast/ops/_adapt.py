@@ -131,6 +131,11 @@ def stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream
 
 
+def multiprocessors(tensor: Tensor) -> int:
+    """How many multiprocessors the tensor's CUDA device has."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
 def build() -> dict[str, str]:
     """What the native module was built with and what is in force, in words."""
     if _native is None:

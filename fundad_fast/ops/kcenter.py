@@ -8,7 +8,7 @@ what they can prove to be needless, not in what they compare, so they pick the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -378,13 +378,13 @@ class _TorchEngine:
         return self._reach2.clamp_min(0).float()
 
 
-_ENGINES: dict[str, type[_NativeEngine] | type[_TorchEngine]] = {
+_ENGINES: dict[str, Callable[[Tensor, Tensor], Engine]] = {
     "cpu": _NativeEngine,
     "torch": _TorchEngine,
 }
 
 
-def _run(engine: type[_NativeEngine] | type[_TorchEngine], x: Tensor, k: int, start: int) -> Any:
+def _run(engine: Callable[[Tensor, Tensor], Engine], x: Tensor, k: int, start: int) -> Any:
     search = engine(_adapt.dense(x), torch.tensor([start]))
     search.advance(k)
     return search.picks(), search.radius2()

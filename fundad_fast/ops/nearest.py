@@ -318,15 +318,6 @@ def _merge(
     return dist2[take], rows[take]
 
 
-# After torch's form: one bank row at a time, until a kernel that has been measured takes its place.
-@op.backend("cuda", _adapt.no_cuda)
-def _cuda(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(q):
-        tensors, numbers = _native_arguments(q, bank, k, prepared)
-        _adapt.native().nearest_cuda(*numbers, _adapt.stream(q))
-    return tensors[0], tensors[1]
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], inputs[1], output[1])

@@ -76,8 +76,4 @@ void tile_order(const float* z, std::int64_t n, std::int64_t stride, std::int64_
                 std::int64_t* order, int threads);
 }  // namespace cpu
 
-namespace cuda {  // asynchronous on `stream`; the caller has made the device current
-void nearest(const NearestArgs& args, void* stream);
-}  // namespace cuda
-
 }  // namespace fundad
