@@ -13,6 +13,7 @@
 #include "fundad/kcenter_cuda.h"
 #include "fundad/nearest.h"
 #include "fundad/nearest_cuda.h"
+#include "fundad/poisson_blend_cuda.h"
 
 namespace py = pybind11;
 using fundad::cpu::Isa;
@@ -212,4 +213,29 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       arg("x"), arg("z"), arg("center"), arg("ball"), arg("row"), arg("reach2"), arg("limit2"),
       arg("top2"), arg("top_slot"), arg("tops"), arg("picks"), arg("d"), arg("p"), arg("leaves"),
       arg("unit"), arg("slack"), arg("first"), arg("last"), arg("given"), arg("stream"), no_gil());
+
+  m.def(
+      "poisson_blend_cuda",
+      [](Address boxes, Size count, Address cells_inside, Address cells, Address tiles0,
+         Address tiles1, Address tiles2, Size blocks_inside, Size blocks, Size blocks0,
+         Size blocks1, Size blocks2, Address lengths, Address offsets, Size tables, Address table,
+         Address work0, Address work1, bool wide, Address stream) {
+        const fundad::cuda::PoissonArgs args{
+            at<const fundad::cuda::PoissonBox>(boxes),
+            count,
+            {at<const Size>(cells_inside),
+             at<const Size>(cells),
+             {at<const Size>(tiles0), at<const Size>(tiles1), at<const Size>(tiles2)},
+             {blocks_inside, blocks, blocks0, blocks1, blocks2}},
+            at<const Size>(lengths),
+            at<const Size>(offsets),
+            tables,
+            at<void>(table),
+            {at<void>(work0), at<void>(work1)}};
+        fundad::cuda::poisson_blend(args, wide, at<void>(stream));
+      },
+      arg("boxes"), arg("count"), arg("cells_inside"), arg("cells"), arg("tiles0"), arg("tiles1"),
+      arg("tiles2"), arg("blocks_inside"), arg("blocks"), arg("blocks0"), arg("blocks1"),
+      arg("blocks2"), arg("lengths"), arg("offsets"), arg("tables"), arg("table"), arg("work0"),
+      arg("work1"), arg("wide"), arg("stream"), no_gil());
 }

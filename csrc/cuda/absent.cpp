@@ -5,6 +5,7 @@
 
 #include "fundad/kcenter_cuda.h"
 #include "fundad/nearest_cuda.h"
+#include "fundad/poisson_blend_cuda.h"
 
 namespace fundad::cuda {
 namespace {
@@ -15,5 +16,6 @@ namespace {
 
 void kcenter(const KCenterArgs&, std::int64_t, std::int64_t, bool, void*) { absent(); }
 void nearest(const NearestSearch&, void*) { absent(); }
+void poisson_blend(const PoissonArgs&, bool, void*) { absent(); }
 
 }  // namespace fundad::cuda

@@ -38,11 +38,11 @@ __device__ KCenterTop warp_top(KCenterTop top) {
   return top;
 }
 
-// The best of what all threads of a block have; for every thread.
+// The best of what all threads of a block have; for every thread. Between two calls a barrier is
+// wanted.
 __device__ KCenterTop block_top(KCenterTop top) {
   __shared__ KCenterTop of_warp[kWarps];
   top = warp_top(top);
-  __syncthreads();  // whoever still reads an earlier result
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = top;
   __syncthreads();
   top = of_warp[0];

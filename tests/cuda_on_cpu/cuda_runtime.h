@@ -58,8 +58,8 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier;
-  double slot[2][32];      // what lanes hand over, by the parity of the exchange
-  const char* kind[2][32];  // and in which kind of exchange: all lanes must be in the same
+  double slot[2][32];                // what lanes hand over, by the parity of the exchange
+  const char* kind[2][32];           // and in which kind of exchange: all lanes must be in the same
   std::uint32_t fragment[2][32][6];  // of a product: four of a, two of b
 };
 

@@ -7,3 +7,4 @@ on a CPU, but none has been measured on a device yet. Ask for them with ``FUNDAD
 
 from . import kcenter as kcenter
 from . import nearest as nearest
+from . import poisson_blend as poisson_blend
