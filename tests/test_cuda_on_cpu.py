@@ -71,8 +71,10 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
         return call
 
-    names = [f"{name}_cuda" for name in WITH_CUDA]
-    module = types.SimpleNamespace(**{name: function(name) for name in names})
+    real = _adapt.native()  # samples may need what it has for the CPU
+    module = types.SimpleNamespace(**{name: getattr(real, name) for name in dir(real)})
+    for name in WITH_CUDA:
+        setattr(module, f"{name}_cuda", function(f"{name}_cuda"))
     module.exchanges = function("exchanges")
     module.cuda_architectures = lambda: "none: fibres"
     monkeypatch.setattr(_adapt, "_native", module)

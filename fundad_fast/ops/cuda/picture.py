@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _adapt
-from ..kcenter import _power_of_two, _principal_axes
+from ..kcenter import _power_of_two, principal_axes
 
 _ELEMENTS = 2**24  # float64 numbers that a step may hold
 
@@ -71,7 +71,9 @@ def frame_of(x: Tensor, sizes: Sequence[int]) -> Frame:
     size = max(float(high), -float(low)) * 2 * math.sqrt(d)  # no norm is larger
     scale = _power_of_two(size)
     with _adapt.one_thread():
-        found = _principal_axes((sample - center) / scale)
+        found, left = principal_axes((sample - center) / scale, min(128, d))
+    if left <= 0.03:  # then the others cost more than they save, on the CPU
+        found = found[:, :64]
     # One axis less than were found is near enough: there are as many as a power of two.
     p = next((size for size in sizes if size >= found.shape[1] - 1), sizes[-1])
     axes = torch.zeros(d, p, dtype=torch.float64)
