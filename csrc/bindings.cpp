@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 
+#include "fundad/distance_filter.h"
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
 #include "fundad/kcenter_cuda.h"
@@ -90,6 +91,21 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def(
       "cuda_architectures", [] { return FUNDAD_CUDA_ARCHITECTURES; },
       "What the CUDA kernels were compiled for; empty if there are none.");
+
+  m.def(
+      "distance_filter_cpu",
+      [](Address x, Address out, Size b, Size c, Size h, Size w, bool channels_last, Size taps,
+         Address half, Address reach, Address row, Address column, Address before, Address after,
+         Isa isa, int threads) {
+        fundad::cpu::distance_filter(
+            {at<const float>(x), at<float>(out), b, c, h, w, channels_last, taps,
+             at<const float>(half), at<const Size>(reach), at<const Size>(row),
+             at<const Size>(column), at<const float>(before), at<const float>(after)},
+            isa, threads);
+      },
+      arg("x"), arg("out"), arg("b"), arg("c"), arg("h"), arg("w"), arg("channels_last"),
+      arg("taps"), arg("half"), arg("reach"), arg("row"), arg("column"), arg("before"),
+      arg("after"), arg("isa"), arg("threads"), no_gil());
 
   m.def(
       "short_picture",

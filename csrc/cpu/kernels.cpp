@@ -3,6 +3,7 @@
 // plain declarations may be included here: see vec-inl.h for the reason.
 #include "kernels.h"
 
+#include "distance_filter-inl.h"
 #include "kcenter-inl.h"
 #include "nearest-inl.h"
 #include "nearest_tiles-inl.h"
@@ -10,6 +11,6 @@
 
 namespace fundad::cpu::FUNDAD_ISA {
 extern const Kernels table;
-const Kernels table{picture,      kcenter_candidates, kcenter_apply,   nearest_begin,
-                    nearest_pack, nearest_search,     nearest_in_tiles};
+const Kernels table{filter_channels, picture,      kcenter_candidates, kcenter_apply,
+                    nearest_begin,   nearest_pack, nearest_search,     nearest_in_tiles};
 }  // namespace fundad::cpu::FUNDAD_ISA

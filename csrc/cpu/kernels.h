@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "fundad/distance_filter.h"
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
 #include "fundad/nearest.h"
@@ -22,6 +23,37 @@ static inline std::int64_t tile_floats(std::int64_t d) { return (d + 1) * kTileR
 
 // A packed query: d floats (centre minus query), then its norm, which is NaN if it is not finite.
 static inline std::int64_t query_floats(std::int64_t d) { return d + 1; }
+
+constexpr std::int64_t kFilterChannels = 32;  // filtered together: two cache lines of a cell
+constexpr int kFoldRows = 13;                 // lines of half a kernel summed together
+// Lines [first, first + rows) of half a kernel, columns counted from the middle.
+struct Fold {
+  const float* weight;  // of line `first`, column 0
+  std::int64_t stride;  // from column to column
+  std::int64_t first;
+  int rows;
+  std::int64_t end[kFoldRows + 1];  // so many columns have at least 1, 2, ... of these lines
+};
+
+// The filter works on strips of columns, so narrow that the rows of sums that are not complete yet
+// (24 KB) stay in the first cache. A strip has a column of sums for each of its columns.
+static inline std::int64_t filter_strip(const DistanceFilterArgs& a, std::int64_t lanes) {
+  const std::int64_t columns = 6144 / (a.taps * lanes) / 2 * 2;
+  return columns < 2 ? 2 : columns;
+}
+
+// The height of a column of sums: an odd number, so that columns do not share lines of the cache.
+static inline std::int64_t filter_height(const DistanceFilterArgs& a) {
+  return (a.h + 2 * (a.taps - 1)) | 1;
+}
+
+// Floats of scratch: sums, a plane if the channels come first, and wide planes.
+static inline std::int64_t filter_floats(const DistanceFilterArgs& a) {
+  constexpr std::int64_t kMostLanes = 16;
+  const std::int64_t wide = a.h * (a.w + a.taps), dense = a.h * a.w;
+  const std::int64_t sums = (6144 / a.taps + 2 * kMostLanes) * filter_height(a);
+  return sums + (a.channels_last ? wide * kFilterChannels : (wide + dense) * kMostLanes);
+}
 
 struct Near {
   float dist2;        // from a pick to the centre of a leaf, in the short picture
@@ -72,6 +104,9 @@ struct TileScratch {
 };
 
 struct Kernels {
+  // Filters channels [channel, channel + kFilterChannels) of an image.
+  void (*filter_channels)(const DistanceFilterArgs&, const Fold* folds, std::int64_t fold_count,
+                          std::int64_t image, std::int64_t channel, float* scratch);
   // Rows [lo, hi) of a short picture; scratch holds kPictureRows * d doubles. Returns the largest
   // squared norm.
   double (*picture)(const PictureArgs&, std::int64_t lo, std::int64_t hi, double* scratch);

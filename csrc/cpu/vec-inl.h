@@ -41,6 +41,45 @@ inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
 inline void store(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
 
+// The first n lanes, zeros after them.
+inline Floats load_some(const float* p, int n) {
+  if (n == kLanes) return load(p);
+  Floats v{};
+  std::memcpy(&v, p, n * sizeof(float));
+  return v;
+}
+
+inline void store_some(float* p, Floats v, int n) {
+  if (n == kLanes) {
+    store(p, v);
+  } else {
+    std::memcpy(p, &v, n * sizeof(float));
+  }
+}
+
+// A store past the caches, for what nobody reads soon: the old line need not be fetched first.
+// end_stream makes such stores visible before those that come later.
+inline void stream(float* p, Floats v) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<std::uintptr_t>(p) % sizeof v == 0) {
+#if defined(__AVX512F__)
+    return _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+    return _mm256_stream_ps(p, (__m256)v);
+#else
+    return _mm_stream_ps(p, (__m128)v);
+#endif
+  }
+#endif
+  store(p, v);
+}
+
+inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 inline Floats spread(float x) { return x - Floats{}; }
 
 inline Doubles spread(double x) { return x - Doubles{}; }
@@ -95,6 +134,40 @@ inline std::uint64_t not_reaching(Floats a, Floats b) {
   for (int i = 0; i < kLanes; ++i) bits |= std::uint64_t{!(a[i] >= b[i])} << i;
   return bits;
 #endif
+}
+
+// a0 b0 a1 b1 ... of the lower halves, and of the upper ones.
+inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  low = (Floats)_mm512_permutex2var_ps((__m512)a, first, (__m512)b);
+  high = (Floats)_mm512_permutex2var_ps((__m512)a, second, (__m512)b);
+#elif defined(__AVX2__)
+  const __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b);
+  const __m256 odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  low = (Floats)_mm256_permute2f128_ps(even, odd, 0x20);
+  high = (Floats)_mm256_permute2f128_ps(even, odd, 0x31);
+#elif defined(__SSE2__)
+  low = (Floats)_mm_unpacklo_ps((__m128)a, (__m128)b);
+  high = (Floats)_mm_unpackhi_ps((__m128)a, (__m128)b);
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i % 2 ? b[i / 2] : a[i / 2];
+    high[i] = i % 2 ? b[(kLanes + i) / 2] : a[(kLanes + i) / 2];
+  }
+#endif
+}
+
+// Rows become columns: as often as the number of lanes can be halved, rows i and i + kLanes / 2
+// are interleaved.
+inline void transpose(Floats (&tile)[kLanes]) {
+  for (int lanes = kLanes; lanes > 1; lanes /= 2) {
+    Floats next[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i)
+      interleave(tile[i], tile[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
+    for (int i = 0; i < kLanes; ++i) tile[i] = next[i];
+  }
 }
 
 }  // namespace
