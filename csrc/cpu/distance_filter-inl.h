@@ -17,61 +17,83 @@ using fundad::cpu::Fold;
 using fundad::cpu::kFilterChannels;
 using fundad::cpu::kFoldRows;
 
-constexpr int kFoldColumns = kLanes == 16 ? 2 : 1;  // 26 sums in 32 registers, 13 in 16
+constexpr int kTogether = kLanes == 16 ? 2 : 1;  // rows at a time: 26 sums in 32 registers, or 13
 
 // Columns of taps from the middle outwards: those with kRows weights, then those with fewer.
 template <int kRows>
-__attribute__((always_inline)) inline void fold_columns(const Fold& k, const Floats* low,
-                                                        const Floats* high, std::int64_t column,
-                                                        Floats (&sum)[kFoldRows][kFoldColumns]) {
+__attribute__((always_inline)) inline void fold_columns(const Fold& k,
+                                                        const Floats* const (&low)[kTogether],
+                                                        const Floats* const (&high)[kTogether],
+                                                        std::int64_t column,
+                                                        Floats (&sum)[kFoldRows][kTogether]) {
   for (; column < k.end[kRows]; ++column) {
     const float* weight = k.weight + column * k.stride;
-    Floats pair[kFoldColumns];
-    for (int v = 0; v < kFoldColumns; ++v) pair[v] = low[v - column] + high[v + column];
+    Floats pair[kTogether];
+    for (int v = 0; v < kTogether; ++v) pair[v] = low[v][-column] + high[v][column];
     for (int r = 0; r < kRows; ++r) {
       const Floats w = spread(weight[r]);
-      for (int v = 0; v < kFoldColumns; ++v) sum[r][v] = fma(w, pair[v], sum[r][v]);
+      for (int v = 0; v < kTogether; ++v) sum[r][v] = fma(w, pair[v], sum[r][v]);
     }
   }
   if constexpr (kRows > 1) fold_columns<kRows - 1>(k, low, high, column, sum);
 }
 
-// One row of a strip of the wide map into all rows of the output that it reaches. Columns of sums
-// are `height` cells apart; `up` and `down` are where the fold's first line goes.
-inline void fold_row(const Fold& k, const Floats* low, const Floats* high, std::int64_t cells,
-                     Floats* up, Floats* down, std::int64_t height) {
-  for (std::int64_t x = 0; x < cells; x += kFoldColumns) {
-    Floats sum[kFoldRows][kFoldColumns] = {};
-    fold_columns<kFoldRows>(k, low + x, high + x, 0, sum);
-#pragma GCC unroll 13
-    for (int r = 0; r < kFoldRows; ++r) {
-      if (r >= k.rows) break;
-      for (int v = 0; v < kFoldColumns; ++v) {
-        up[(x + v) * height - r] += sum[r][v];
-        down[(x + v) * height + r] += sum[r][v];
-      }
-    }
+// A cell of kTogether rows into all rows of the output that they reach; `up` and `down` are where
+// the fold's first line of the first row goes.
+inline void fold_cell(const Fold& k, const Floats* const (&low)[kTogether],
+                      const Floats* const (&high)[kTogether], Floats* up, Floats* down) {
+  Floats sum[kFoldRows][kTogether] = {};
+  fold_columns<kFoldRows>(k, low, high, 0, sum);
+#pragma GCC unroll 14
+  for (int j = 1 - kTogether; j < kFoldRows; ++j) {
+    if (j >= k.rows) break;
+    Floats total = up[-j];
+    for (int v = 0; v < kTogether; ++v)
+      if (j + v >= 0 && j + v < kFoldRows) total += sum[j + v][v];
+    up[-j] = total;
+  }
+#pragma GCC unroll 14
+  for (int j = 0; j < kFoldRows + kTogether - 1; ++j) {
+    if (j >= k.rows + kTogether - 1) break;
+    Floats total = down[j];
+    for (int v = 0; v < kTogether; ++v)
+      if (j - v >= 0 && j - v < kFoldRows) total += sum[j - v][v];
+    down[j] = total;
   }
 }
 
-// The filter on one wide plane; emit(y, x, value) is called once for every cell of the map.
+// The filter on one wide plane, which ends with a row of zeros; emit(y, x, value) is called once
+// for every cell of the map.
 template <class Emit>
 inline void filter_plane(const DistanceFilterArgs& a, const Fold* folds, std::int64_t fold_count,
                          const Floats* wide, std::int64_t stride, Floats* sums, const Emit& emit) {
   const std::int64_t strip = filter_strip(a, kLanes), height = filter_height(a);
+  const std::int64_t rows = a.h + a.taps - 1;
   for (std::int64_t left = 0; left < a.w; left += strip) {
     const std::int64_t cells = left + strip < a.w ? strip : a.w - left;
-    for (std::int64_t i = 0; i < strip * height; ++i) sums[i] = Floats{};
-    for (std::int64_t p = 0; p < a.h + a.taps - 1; ++p) {
+    for (std::int64_t i = 0; i < cells * height; ++i) sums[i] = Floats{};
+    for (std::int64_t p = 0; p < rows; p += kTogether) {
+      const Floats *low[kTogether], *high[kTogether];
+      bool any = false;
+      for (int v = 0; v < kTogether; ++v) {
+        const std::int64_t y = p + v < rows ? a.row[p + v] : -1;
+        any = any || y >= 0;
+        low[v] = wide + (y < 0 ? a.h : y) * stride + left + (a.taps - 1) / 2;
+        high[v] = low[v] + (a.taps % 2 ? 0 : 1);
+      }
       // Row p of the wide map is tap i of row p - i of the output, whose sum is taps - 1 further.
-      const Floats* row = wide + a.row[p] * stride + left;
       Floats* sum = sums + p;
-      for (std::int64_t f = 0; f < fold_count && a.row[p] >= 0; ++f)
-        fold_row(folds[f], row + (a.taps - 1) / 2, row + a.taps / 2, cells,
-                 sum + (a.taps - 1) / 2 - folds[f].first, sum + a.taps / 2 + folds[f].first,
-                 height);
-      const std::int64_t y = p - (a.taps - 1);  // p was its last tap
-      for (std::int64_t x = 0; x < cells && y >= 0; ++x) emit(y, left + x, sum[x * height]);
+      for (std::int64_t x = 0; x < cells && any; ++x) {
+        for (std::int64_t f = 0; f < fold_count; ++f)
+          fold_cell(folds[f], low, high, sum + x * height + (a.taps - 1) / 2 - folds[f].first,
+                    sum + x * height + a.taps / 2 + folds[f].first);
+        for (int v = 0; v < kTogether; ++v) ++low[v], ++high[v];
+      }
+      for (int v = 0; v < kTogether; ++v) {
+        const std::int64_t y = p + v - (a.taps - 1);  // this was its last tap
+        for (std::int64_t x = 0; x < cells && y >= 0 && y < a.h; ++x)
+          emit(y, left + x, sum[x * height + v]);
+      }
     }
   }
 }
@@ -102,11 +124,11 @@ inline void scatter_planes(const Floats* x, std::int64_t cells, int channels, fl
 inline void filter_channels(const DistanceFilterArgs& a, const Fold* folds, std::int64_t fold_count,
                             std::int64_t image, std::int64_t channel, float* scratch) {
   constexpr int kVectors = kFilterChannels / kLanes;
-  const std::int64_t cells = a.h * a.w, stride = a.w + a.taps;  // one more: columns go in pairs
+  const std::int64_t cells = a.h * a.w, stride = a.w + a.taps - 1;
   Floats* sums = reinterpret_cast<Floats*>(scratch);
   Floats* dense = sums + filter_strip(a, kLanes) * filter_height(a);
   Floats* wide = dense + (a.channels_last ? 0 : cells);
-  const std::int64_t plane = a.h * stride;
+  const std::int64_t plane = (a.h + 1) * stride;
   const float* x = a.x + image * a.c * cells + channel * (a.channels_last ? 1 : cells);
   float* out = a.out + image * a.c * cells + channel * (a.channels_last ? 1 : cells);
   const std::int64_t rest = a.c - channel < kFilterChannels ? a.c - channel : kFilterChannels;
@@ -121,11 +143,12 @@ inline void filter_channels(const DistanceFilterArgs& a, const Fold* folds, std:
       to[j] = from < 0 ? Floats{} : cell(y * a.w + from);
       if (from >= 0 && a.before) to[j] *= spread(a.before[y * a.w + from]);
     }
-    to[a.w + a.taps - 1] = Floats{};
   };
   const auto finished = [&](std::int64_t i, Floats value) {
     return a.after ? value * spread(a.after[i]) : value;
   };
+  for (int v = 0; v < (a.channels_last ? kVectors : 1); ++v)
+    for (std::int64_t j = 0; j < stride; ++j) wide[v * plane + a.h * stride + j] = Floats{};
   if (a.channels_last) {
     for (std::int64_t y = 0; y < a.h; ++y)
       for (int v = 0; v < kVectors && channels_of(v) > 0; ++v)

@@ -38,19 +38,19 @@ struct Fold {
 // The filter works on strips of columns, so narrow that the rows of sums that are not complete yet
 // (24 KB) stay in the first cache. A strip has a column of sums for each of its columns.
 static inline std::int64_t filter_strip(const DistanceFilterArgs& a, std::int64_t lanes) {
-  const std::int64_t columns = 6144 / (a.taps * lanes) / 2 * 2;
-  return columns < 2 ? 2 : columns;
+  const std::int64_t columns = 6144 / (a.taps * lanes);
+  return columns < 1 ? 1 : columns;
 }
 
 // The height of a column of sums: an odd number, so that columns do not share lines of the cache.
 static inline std::int64_t filter_height(const DistanceFilterArgs& a) {
-  return (a.h + 2 * (a.taps - 1)) | 1;
+  return (a.h + 2 * a.taps) | 1;
 }
 
 // Floats of scratch: sums, a plane if the channels come first, and wide planes.
 static inline std::int64_t filter_floats(const DistanceFilterArgs& a) {
   constexpr std::int64_t kMostLanes = 16;
-  const std::int64_t wide = a.h * (a.w + a.taps), dense = a.h * a.w;
+  const std::int64_t wide = (a.h + 1) * (a.w + a.taps), dense = a.h * a.w;
   const std::int64_t sums = (6144 / a.taps + 2 * kMostLanes) * filter_height(a);
   return sums + (a.channels_last ? wide * kFilterChannels : (wide + dense) * kMostLanes);
 }
