@@ -20,6 +20,12 @@ IMAGES = 16
 SIZE = 784
 WEIGHTS = "weights/resnet18_in1k_layers123.safetensors"
 
+MAPS = {  # channels and cells per side of a feature map
+    "WideResNet-50 at 784 px": (1536, 98),
+    "ResNet-18 at 784 px": (384, 98),
+    "ResNet-18 at 512 px": (384, 64),
+}
+
 
 def real_rows(kind: str, packs: Path, kept: Path) -> Tensor:
     """``[153664, 384]`` float32 rows; computed once and kept as ``rows_c.npy`` and ``rows_f.npy``.

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "unpruned.cpp"
@@ -86,3 +87,25 @@ def nearest_cdist(q: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     found = [torch.cdist(part, bank).min(1) for part in q.split(1024)]
     dist2 = torch.cat([one.values for one in found]).square()
     return dist2, torch.cat([one.indices for one in found])
+
+
+def filter_conv2d(x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """A depthwise convolution, ``weight [c, 1, k, k]`` in the layout of ``x``, renormalised."""
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1]).mul_(share)
+
+
+def filter_conv2d_moved(x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """The same by way of channels last, where torch's depthwise convolution is fast."""
+    moved = x.contiguous(memory_format=torch.channels_last)
+    return filter_conv2d(moved, weight, share).contiguous()
+
+
+def filter_rfft(x: Tensor, kernel: Tensor, share: Tensor) -> Tensor:
+    """All planes at once through a transform of the next fast length."""
+    (h, w), reach = x.shape[-2:], kernel.shape[-1] // 2
+    size = [next(m for m in range(n + reach, 2 * (n + reach) + 16) if m % 16 == 0) for n in (h, w)]
+    wide = x.new_zeros(size)
+    wide[: kernel.shape[0], : kernel.shape[1]] = kernel
+    factor = torch.fft.rfft2(wide.roll((-reach, -reach), (0, 1)))
+    product = torch.fft.rfft2(x, s=size).mul_(factor)
+    return torch.fft.irfft2(product, s=size)[..., :h, :w] * share
