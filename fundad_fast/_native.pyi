@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections.abc
 import enum
 import typing
-__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cuda', 'short_picture', 'tile_order']
+__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'distance_filter_cpu', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cuda', 'short_picture', 'tile_order']
 class Isa(enum.IntEnum):
     """
     Instruction sets, lowest first.
@@ -42,6 +42,8 @@ def cuda_architectures() -> str:
     """
     What the CUDA kernels were compiled for; empty if there are none.
     """
+def distance_filter_cpu(x: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex, c: typing.SupportsInt | typing.SupportsIndex, h: typing.SupportsInt | typing.SupportsIndex, w: typing.SupportsInt | typing.SupportsIndex, channels_last: bool, taps: typing.SupportsInt | typing.SupportsIndex, half: typing.SupportsInt | typing.SupportsIndex, reach: typing.SupportsInt | typing.SupportsIndex, row: typing.SupportsInt | typing.SupportsIndex, column: typing.SupportsInt | typing.SupportsIndex, before: typing.SupportsInt | typing.SupportsIndex, after: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
 def has_openmp() -> bool:
     ...
 def kcenter_cuda(x: typing.SupportsInt | typing.SupportsIndex, z: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, ball: typing.SupportsInt | typing.SupportsIndex, row: typing.SupportsInt | typing.SupportsIndex, reach2: typing.SupportsInt | typing.SupportsIndex, limit2: typing.SupportsInt | typing.SupportsIndex, top2: typing.SupportsInt | typing.SupportsIndex, top_slot: typing.SupportsInt | typing.SupportsIndex, tops: typing.SupportsInt | typing.SupportsIndex, picks: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, leaves: typing.SupportsInt | typing.SupportsIndex, unit: typing.SupportsFloat | typing.SupportsIndex, slack: typing.SupportsFloat | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, last: typing.SupportsInt | typing.SupportsIndex, given: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None:

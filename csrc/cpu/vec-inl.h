@@ -61,7 +61,7 @@ inline void store_some(float* p, Floats v, int n) {
 // end_stream makes such stores visible before those that come later.
 inline void stream(float* p, Floats v) {
 #if defined(__SSE2__)
-  if (reinterpret_cast<std::uintptr_t>(p) % sizeof v == 0) {
+  if (reinterpret_cast<__UINTPTR_TYPE__>(p) % sizeof v == 0) {
 #if defined(__AVX512F__)
     return _mm512_stream_ps(p, (__m512)v);
 #elif defined(__AVX2__)

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,12 +14,19 @@ from torch import Tensor
 
 from . import _adapt
 from ._registry import Op
-
-Support = Literal["radius", "size"]
-Distance = Literal["euclidean", "chebyshev", "manhattan"]
-Profile = Literal["1-d/(r+1)", "1-d/r"]
-Gain = Literal["sum1", "raw"]
-Border = Literal["renormalise", "zero", "reflect"]
+from .distance_kernel import (
+    Border,
+    Distance,
+    Gain,
+    Profile,
+    Support,
+    quarter_kernel,
+    tap_reads,
+    wide_cells,
+)
+from .distance_kernel import mirror as _mirror
+from .distance_kernel import radial_kernel as _kernel
+from .distance_kernel import weight_inside as _weight_inside
 
 
 def distance_filter(
@@ -66,68 +71,6 @@ def distance_filter(
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _kernel(
-    radius: float, support: str, distance: str, profile: str, gain: str
-) -> tuple[NDArray[np.float64], int]:
-    """The weights ``[k, k]``, and how many of the taps of an axis come before the cell itself."""
-    if support == "size":
-        width, reach = int(radius), radius / 2
-        before = width // 2
-    else:
-        width, reach = 2 * math.floor(radius) + 1, radius
-        before = width // 2
-    offset = np.abs(np.arange(width) - (width - 1) / 2)
-    dy, dx = offset[:, None], offset[None, :]
-    if distance == "euclidean":
-        d = np.hypot(dy, dx)
-    elif distance == "chebyshev":
-        d = np.maximum(dy, dx)
-    else:
-        d = dy + dx
-    fall = reach if profile == "1-d/r" else reach + 1
-    weights = np.where(d <= reach, 1 - d / fall, 0.0)
-    return (weights / weights.sum() if gain == "sum1" else weights), before
-
-
-@functools.lru_cache(maxsize=64)
-def _weight_inside(options: tuple[Any, ...], height: int, width: int) -> NDArray[np.float64]:
-    """For every cell the sum of the weights that lie inside the map, over the sum of all."""
-    kernel, before = _kernel(*options)
-    table = np.pad(kernel.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-
-    def taps(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        cell = np.arange(n)
-        first = np.clip(before - cell, 0, len(kernel))
-        return first, np.clip(n + before - cell, 0, len(kernel))
-
-    (top, bottom), (left, right) = taps(height), taps(width)
-    rows = table[bottom] - table[top]
-    return (rows[:, right] - rows[:, left]) / table[-1, -1]
-
-
-def _mirror(index: Tensor, n: int) -> Tensor:
-    """Where a cell outside a map of ``n`` cells is read, if the map is mirrored at its edges."""
-    period = max(2 * (n - 1), 1)
-    index = index % period
-    return torch.where(index < n, index, period - index)
-
-
-def _taps(
-    h: int, w: int, kernel: NDArray[np.float64], before: int, border: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For every tap: which cell of a flat map each cell reads, and with what weight."""
-    for i, row in enumerate(kernel):
-        for j, weight in enumerate(row):
-            y, x = torch.arange(h) + i - before, torch.arange(w) + j - before
-            inside = ((y >= 0) & (y < h))[:, None] & ((x >= 0) & (x < w))
-            if border == "reflect":
-                y, x = _mirror(y, h), _mirror(x, w)
-                inside = torch.ones_like(inside)
-            read = y.clamp(0, h - 1)[:, None] * w + x.clamp(0, w - 1)
-            yield read.flatten(), (weight * inside.double()).flatten()
-
-
 def reference(
     x: Tensor,
     radius: float,
@@ -145,8 +88,10 @@ def reference(
         return out.view(x.shape).to(x.device)
     share = torch.ones(h * w, dtype=torch.float64)
     if border == "renormalise":
-        share = sum((k for _, k in _taps(h, w, kernel, before, border)), 0 * share) / kernel.sum()
-    for read, weight in _taps(h, w, kernel, before, border):
+        share = (
+            sum((k for _, k in tap_reads(h, w, kernel, before, border)), 0 * share) / kernel.sum()
+        )
+    for read, weight in tap_reads(h, w, kernel, before, border):
         use = weight != 0  # a tap without weight reads nothing, also not a NaN
         read, weight = read[use], (weight / share)[use]
         if adjoint:
@@ -252,6 +197,15 @@ def samples() -> dict[str, tuple[Any, ...]]:
             3.0,
             *options(border="zero"),
         ),
+        "many_channels": (maps(1, 37, 9, 11), 3.0, *options()),
+        "many_channels_last": (
+            maps(2, 37, 9, 11).to(memory_format=torch.channels_last),
+            4.0,
+            *options(),
+        ),
+        "wide_kernel": (maps(1, 5, 19, 33), 14.0, *options(distance="chebyshev")),
+        "wide_kernel_size": (maps(1, 2, 9, 28), 42.0, *options(support="size", border="reflect")),
+        "offset": (maps(36)[4:].view(1, 1, 4, 8), 3.0, *options()),  # not on a cache line
         "strided": (maps(2, 4, 24, 30)[:, ::2, ::2, ::3], 3.0, *options()),
         "expanded": (maps(1, 1, 12, 12).expand(2, 3, 12, 12), 5.0, *options(gain="raw")),
         "zero": (maps(1, 2, 15, 18), 6.0, *options(border="zero")),
@@ -270,7 +224,17 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "half": (maps(1, 2, 14, 15, dtype=torch.float16) * 100, 5.0, *options()),
         "bfloat16": (maps(1, 2, 14, 15, dtype=torch.bfloat16), 2.0, *options()),
     }
-    backward = ("odd", "size_12", "size_12_reflect", "reflect", "reflect_often", "small", "raw")
+    backward = (
+        "odd",
+        "size_12",
+        "size_12_reflect",
+        "reflect",
+        "reflect_often",
+        "small",
+        "raw",
+        "many_channels_last",
+        "wide_kernel",
+    )
     return {name: (*args, False) for name, args in some.items()} | {
         f"{name}_adjoint": (*some[name], True) for name in backward
     }
@@ -385,8 +349,8 @@ def _cpu(
     if adjoint:
         before = len(kernel) - 1 - before
     b, c, h, w = x.shape
-    half, reach = _quarter(*options)
-    row, column = (_read(n, len(kernel), before, border) for n in (h, w))
+    half, reach = quarter_kernel(*options)
+    row, column = (wide_cells(n, len(kernel), before, border) for n in (h, w))
     share = [0, 0]  # addresses of what the cells are multiplied with before and after
     if border == "renormalise":
         inverse = np.ascontiguousarray(1 / _weight_inside(options, h, w), np.float32)
@@ -399,29 +363,6 @@ def _cpu(
         _adapt.threads(work),
     )  # fmt: skip
     return out.to(x.dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _quarter(
-    radius: float, support: str, distance: str, profile: str, gain: str
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The weights from the middle outwards, and how many of each line are used: see
-    csrc/include/fundad/distance_filter.h."""
-    kernel = _kernel(radius, support, distance, profile, gain)[0]
-    middle = len(kernel) // 2
-    half = kernel[middle:, middle:].copy()
-    if len(kernel) % 2:
-        half[0] /= 2
-        half[:, 0] /= 2
-    return np.ascontiguousarray(half, np.float32), (half != 0).sum(1, dtype=np.int64)
-
-
-def _read(n: int, taps: int, before: int, border: str) -> NDArray[np.int64]:
-    """For every cell of an axis made longer for the taps: which cell it is, or -1 for a zero."""
-    cell = torch.arange(n + taps - 1) - before
-    if border == "reflect":
-        return _mirror(cell, n).numpy()
-    return torch.where((cell >= 0) & (cell < n), cell, -1).numpy()
 
 
 @op.backend("torch")
