@@ -14,9 +14,11 @@
 #include "fundad/kcenter_cuda.h"
 #include "fundad/nearest.h"
 #include "fundad/nearest_cuda.h"
+#include "fundad/poisson_blend.h"
 #include "fundad/poisson_blend_cuda.h"
 
 namespace py = pybind11;
+using fundad::PoissonBox;
 using fundad::cpu::Isa;
 using fundad::cpu::KCenter;
 using py::arg;
@@ -31,6 +33,8 @@ constexpr bool kHasOpenmp = true;
 #else
 constexpr bool kHasOpenmp = false;
 #endif
+
+static_assert(sizeof(PoissonBox) == 12 * sizeof(Size), "Python writes boxes as 12 integers");
 
 template <class T>
 T* at(Address address) {
@@ -144,6 +148,24 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       },
       arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
       arg("dist2"), arg("index"), arg("isa"), arg("threads"), no_gil());
+
+  m.def("sines_floats", fundad::cpu::sines_floats, arg("n"));
+  m.def(
+      "fill_sines", [](Size n, Address table) { fundad::cpu::fill_sines(n, at<float>(table)); },
+      arg("n"), arg("table"));
+  m.def(
+      "poisson_scratch",
+      [](Address boxes, Size count, int threads) {
+        return fundad::cpu::poisson_scratch(at<const PoissonBox>(boxes), count, threads);
+      },
+      arg("boxes"), arg("count"), arg("threads"));
+  m.def(
+      "poisson_blend",
+      [](Address boxes, Size count, Address scratch, Isa isa, int threads) {
+        fundad::cpu::poisson_blend(at<const PoissonBox>(boxes), count, at<float>(scratch), isa,
+                                   threads);
+      },
+      arg("boxes"), arg("count"), arg("scratch"), arg("isa"), arg("threads"), no_gil());
 
   m.def(
       "nearest_tiles_cpu",

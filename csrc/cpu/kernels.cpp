@@ -8,9 +8,11 @@
 #include "nearest-inl.h"
 #include "nearest_tiles-inl.h"
 #include "picture-inl.h"
+#include "poisson_blend-inl.h"
 
 namespace fundad::cpu::FUNDAD_ISA {
 extern const Kernels table;
-const Kernels table{filter_channels, picture,      kcenter_candidates, kcenter_apply,
-                    nearest_begin,   nearest_pack, nearest_search,     nearest_in_tiles};
+const Kernels table{filter_channels, picture,        kcenter_candidates, kcenter_apply,
+                    nearest_begin,   nearest_pack,   nearest_search,     nearest_in_tiles,
+                    poisson_begin,   poisson_across, poisson_end};
 }  // namespace fundad::cpu::FUNDAD_ISA

@@ -7,6 +7,7 @@
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
 #include "fundad/nearest.h"
+#include "fundad/poisson_blend.h"
 
 namespace fundad::cpu {
 
@@ -103,6 +104,30 @@ struct TileScratch {
   TileEffort* effort;    // of this thread
 };
 
+constexpr std::int64_t kSinesPad = 16;    // rows of a table of sines are multiples of this
+constexpr std::int64_t kSinesRows = 24;   // rows of a box multiplied at a time
+constexpr std::int64_t kSinesPanel = 32;  // columns of a box multiplied at a time
+
+static inline std::int64_t sines_row(std::int64_t n) {
+  return (n + kSinesPad - 1) / kSinesPad * kSinesPad;
+}
+
+// A box of two or three axes at work; without a middle axis n[1] is 1 and sines[1] is null. Results
+// of the transform stand in the order 0, 2, 4, ..., 1, 3, 5, ...
+struct PoissonView {
+  const float* target;
+  const float* source;
+  const bool* mask;
+  float* out;
+  std::int64_t channels, channel_cells;
+  std::int64_t n[3];     // inner cells of the first, the middle and the last axis
+  std::int64_t step[3];  // from a cell to the next
+  const float* sines[3];
+  std::int64_t row_floats;  // of a row of `work`
+  std::int64_t group_rows;  // rows that poisson_begin and poisson_end take at a time
+  float* work;              // [channels, n[0], n[1], row_floats]
+};
+
 struct Kernels {
   // Filters channels [channel, channel + kFilterChannels) of an image.
   void (*filter_channels)(const DistanceFilterArgs&, const Fold* folds, std::int64_t fold_count,
@@ -126,6 +151,15 @@ struct Kernels {
   // Searches a bank of integers for queries [lo, hi), from empty results to full ones.
   void (*nearest_in_tiles)(const NearestArgs&, const NearestTiles&, std::int64_t lo,
                            std::int64_t hi, const TileScratch&);
+  // The right-hand side of a group of rows, transformed along the last and the middle axis.
+  void (*poisson_begin)(const PoissonView&, std::int64_t channel, std::int64_t group,
+                        float* scratch);
+  // Along the first axis there and back, with the division by the eigenvalues in between, for the
+  // `panel`-th columns of middle cell `middle`.
+  void (*poisson_across)(const PoissonView&, std::int64_t channel, std::int64_t middle,
+                         std::int64_t panel, float* scratch);
+  // Back along the middle and the last axis, and the sum with the target; faces are copied.
+  void (*poisson_end)(const PoissonView&, std::int64_t channel, std::int64_t group, float* scratch);
 };
 
 const Kernels& kernels(Isa isa);

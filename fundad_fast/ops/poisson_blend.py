@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from . import _adapt
 from ._registry import Op
 
 
@@ -238,6 +240,55 @@ op = Op(
     check,
     bad,
 )
+
+
+# What the native code takes; a list with another box in it is torch's.
+_MOST_AXES = 3
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _why_not_cpu(target: list[Tensor], source: list[Tensor], mask: list[Tensor]) -> str | None:
+    for i, box in enumerate(target):
+        if box.dtype not in _NARROW:
+            return f"box {i} is {box.dtype}, and the native code computes products in float32"
+        if box.dim() - 1 > _MOST_AXES:
+            return f"box {i} has {box.dim() - 1} axes, the native code takes up to {_MOST_AXES}"
+    return _adapt.no_cpu(target, source, mask)
+
+
+@op.backend("cpu", _why_not_cpu)
+def _cpu(target: list[Tensor], source: list[Tensor], mask: list[Tensor]) -> list[Tensor]:
+    out, kept, boxes, work = [], [], array("q"), 0
+    for t, s, m in zip(target, source, mask, strict=True):
+        if t.numel() == 0 or min(m.shape) < 3:
+            out.append(t.clone(memory_format=torch.contiguous_format))
+            continue
+        dense = _adapt.dense(t), _adapt.dense(s), m.contiguous()
+        result = torch.empty_like(dense[0])
+        size = list(m.shape)
+        sines = [_halves(n - 2) for n in size] if len(size) > 1 else []
+        rest = [0] * (_MOST_AXES - len(size))
+        boxes.extend([part.data_ptr() for part in (*dense, result)])
+        boxes.extend([len(size), len(t), *size, *rest])
+        boxes.extend([table.data_ptr() for table in sines] + [0] * (_MOST_AXES - len(sines)))
+        kept.append((dense, sines))  # whatever has an address must live until the call is over
+        work += t.numel() * sum(size)
+        out.append(result)
+    if kept:
+        native, threads = _adapt.native(), _adapt.threads(work)
+        address = boxes.buffer_info()[0]
+        scratch = torch.empty(native.poisson_scratch(address, len(kept), threads) + 16)
+        start = -scratch.data_ptr() % 64 + scratch.data_ptr()
+        native.poisson_blend(address, len(kept), start, _adapt.isa(), threads)
+    return [one.to(t.dtype) for one, t in zip(out, target, strict=True)]
+
+
+@functools.lru_cache(maxsize=512)
+def _halves(n: int) -> Tensor:
+    native = _adapt.native()
+    table = torch.empty(native.sines_floats(n))
+    native.fill_sines(n, table.data_ptr())
+    return table
 
 
 @op.backend("torch")
