@@ -67,3 +67,29 @@ def _make(packs: Path) -> tuple[Tensor, Tensor]:
         combined.append((ops.self_attention(rows) + r)[0])
         plain.append(rows[0])
     return torch.cat(combined), torch.cat(plain)
+
+
+# Boxes that synthetic anomalies are blended in: bounding boxes of masks drawn as in "Many tasks
+# make light work" for images of 256² (76² on average, up to 207 an axis) and volumes of
+# 80 x 112 x 80.
+BOXES = {
+    "2-D 60x80": (1, 60, 80),
+    "2-D 128x128": (1, 128, 128),
+    "2-D 207x150": (1, 207, 150),
+    "3-D 28x29x29": (1, 28, 29, 29),
+    "3-D 60x70x60": (1, 60, 70, 60),
+}
+
+
+def box(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Target, source and an elliptic mask; smooth noise, as resampled images are."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = [max(2, n // 4) for n in shape[1:]]
+    mode = "bilinear" if len(coarse) == 2 else "trilinear"
+    target, source = (
+        F.interpolate(torch.randn(1, shape[0], *coarse, generator=g), shape[1:], mode=mode)[0]
+        for _ in range(2)
+    )
+    grids = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape[1:]), indexing="ij")
+    mask = torch.stack([grid.square() for grid in grids]).sum(0) < 0.95
+    return target.contiguous(), source.contiguous(), mask

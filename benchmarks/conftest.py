@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Races of operators against rivals, round by round in one process.
 
+    pytest benchmarks --benchmark-only                       # every operator, backend and shape
     pytest benchmarks/test_kcenter.py --rows rows_c.npy      # or FUNDAD_DATA=DIR to make the rows
 
 Each race runs its candidates in turn, several rounds; what counts is the ratio within a round,
-because whole minutes of a machine may run slower than others. The results are printed and written
-to ``--results`` (default ``.benchmarks``) as JSON and Markdown.
+because whole minutes of a machine may run slower than others. The results are written to
+``--results`` (default ``.benchmarks``) as JSON, with the Markdown table that ``table.py`` makes of
+it, which is printed last.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +32,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+import roofline
 from cases import KINDS, real_rows
+from table import table
 
 from fundad_fast import __version__, ops
 
@@ -38,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("races")
     group.addoption("--rows", action="append", help=".npy file of rows [n, d]; may be repeated")
     group.addoption("--rounds", type=int, default=5)
+    group.addoption("--seconds", type=float, default=30, help="of a race, if two rounds take less")
+    group.addoption("--dry", action="store_true", help="small sizes: a rehearsal, no measurement")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="of test_operators.py")
     group.addoption("--results", default=".benchmarks", help="folder for JSON and Markdown")
 
 
@@ -62,26 +70,43 @@ def rows(request: pytest.FixtureRequest) -> tuple[str, Tensor]:
 
 @dataclass
 class Race:
-    """Seconds of each candidate, one entry per round."""
+    """Seconds of each candidate, one entry per round.
+
+    Attributes:
+        shares: of the roofline, at the median time; only where the work is known.
+        rows: of the table: ours, the rival, and the bar for their ratio.
+    """
 
     name: str
     seconds: dict[str, list[float]]
     notes: dict[str, Any] = field(default_factory=dict)
-
-    def ratios(self, rival: str, ours: str) -> list[float]:
-        return [a / b for a, b in zip(self.seconds[rival], self.seconds[ours], strict=True)]
+    shares: dict[str, float] = field(default_factory=dict)
+    rows: list[tuple[str, str | None, float | None]] = field(default_factory=list)
 
 
 class Results:
-    """Everything that was measured in this run."""
+    """Everything that was measured in this run.
 
-    def __init__(self, rounds: int) -> None:
+    Attributes:
+        benchmark: pytest-benchmark's fixture, of the test that runs now.
+    """
+
+    def __init__(self, rounds: int, seconds: float) -> None:
         self.rounds = rounds
+        self.seconds = seconds
         self.races: list[Race] = []
-        self.lines: list[str] = []
+        self.roofs: dict[str, roofline.Roof] = {}
+        self.skipped: list[dict[str, str]] = []
+        self.benchmark: Any = None
 
     def race(
-        self, name: str, candidates: Mapping[str, tuple[Callable[[], Any], float]], **notes: Any
+        self,
+        name: str,
+        candidates: Mapping[str, tuple[Callable[[], Any], float]],
+        *,
+        device: str = "cpu",
+        work: roofline.Work | None = None,
+        **notes: Any,
     ) -> Race:
         """Run candidates in turn.
 
@@ -89,35 +114,75 @@ class Results:
             name: of the race.
             candidates: by name, what to run, and what part of the whole work that is: the time is
                 divided by it. A rival whose every step costs the same need not finish.
+            device: whose clock counts.
+            work: what the plain form of the whole work needs, for the share of the roofline.
             notes: kept in the JSON.
         """
         race = Race(name, {key: [] for key in candidates}, notes)
-        for run, _ in candidates.values():
-            run()  # warm
-        for _ in range(self.rounds):
+
+        def one_round() -> float:
+            began = time.perf_counter()
             for key, (run, part) in candidates.items():
-                began = time.perf_counter()
-                run()
-                race.seconds[key].append((time.perf_counter() - began) / part)
+                race.seconds[key].append(_seconds(run, device) / part)
+            return time.perf_counter() - began
+
+        def all_rounds() -> None:
+            one_round()  # to warm up: forgotten
+            for seconds in race.seconds.values():
+                seconds.clear()
+            took = one_round()
+            for _ in range(max(1, min(self.rounds - 1, int(self.seconds / took)))):
+                one_round()
+
+        self.benchmark.extra_info["race"] = name
+        self.benchmark.pedantic(all_rounds, rounds=1, iterations=1)
+        if work is not None:
+            roof = roofline.of(device)
+            self.roofs[f"{roof.device}, {roof.threads} threads"] = roof
+            for key, seconds in race.seconds.items():
+                race.shares[key] = roof.share(work, float(np.median(seconds)))
         self.races.append(race)
         return race
 
-    def row(self, race: Race, ours: str, rival: str, bar: float | None = None) -> None:
-        """A line of the table: median seconds, and the ratio with its range."""
-        ratio = race.ratios(rival, ours)
-        self.lines.append(
-            f"| {race.name} | {ours} {statistics.median(race.seconds[ours]):.3g} s "
-            f"| {rival} {statistics.median(race.seconds[rival]):.3g} s "
-            f"| {statistics.median(ratio):.1f} ({min(ratio):.1f} to {max(ratio):.1f}) "
-            f"| {'' if bar is None else f'≥ {bar:g}'} |"
-        )
+    def row(self, race: Race, ours: str, rival: str | None, bar: float | None = None) -> None:
+        """A line of the table; without a rival it has no ratio."""
+        race.rows.append((ours, rival, bar))
+
+    def skip(self, race: str, candidate: str, reason: str) -> None:
+        """A candidate that cannot take part is named in the table."""
+        self.skipped.append({"race": race, "candidate": candidate, "reason": reason})
+
+    def installed(self, race: str, module: str) -> bool:
+        """Whether a rival can be imported; if not, it is named as skipped."""
+        if importlib.util.find_spec(module):
+            return True
+        self.skip(race, module, "not installed")
+        return False
 
 
-@pytest.fixture(scope="session")
-def results(request: pytest.FixtureRequest) -> Results:
-    results = Results(request.config.getoption("--rounds"))
-    request.config.stash[RESULTS] = results
-    return results
+def _seconds(run: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    run()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Results]:
+    options = request.config
+    results = options.stash.setdefault(
+        RESULTS, Results(options.getoption("--rounds"), options.getoption("--seconds"))
+    )
+    results.benchmark = benchmark
+    yield results
+    results.benchmark = None
 
 
 RESULTS = pytest.StashKey[Results]()
@@ -125,25 +190,50 @@ RESULTS = pytest.StashKey[Results]()
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     results = config.stash.get(RESULTS, None)
-    if results is None or not results.lines:
+    if results is None or not results.races:
         return
-    head = "| race | ours | rival | ratio, median (range) | bar |\n|---|---|---|---|---|"
-    machine = environment()
-    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
-    text = "\n".join([head, *results.lines, "", f"{results.rounds} rounds; {facts}", ""])
+    content = {
+        "environment": environment(),
+        "rounds": results.rounds,
+        "roofline": {name: asdict(roof) for name, roof in results.roofs.items()},
+        "races": [asdict(race) for race in results.races],
+        "skipped": results.skipped,
+    }
     folder = Path(config.getoption("--results"))
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    text = table([content])
     (folder / f"races-{stamp}.md").write_text(text)
-    content = {"environment": machine, "races": [asdict(race) for race in results.races]}
     (folder / f"races-{stamp}.json").write_text(json.dumps(content, indent=1))
     terminalreporter.write_line(f"\n{text}\nwritten to {folder}/races-{stamp}.md and .json")
 
 
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "opencv-python-headless",
+    "triton",
+    "timm",
+    "faiss-cpu",
+    "anomalib",
+    "pie-torch",
+)
+
+
 def environment() -> dict[str, str]:
     """What the numbers depend on."""
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            libraries[name] = "not installed"
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    except FileNotFoundError:  # a machine without git
+        commit = "unknown"
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -156,4 +246,7 @@ def environment() -> dict[str, str]:
         "CPU": cpu,
         "instruction set": ops.build().get("instruction set in force", "torch only"),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "CUDA": str(torch.version.cuda) if torch.cuda.is_available() else "none",
+        "Python": platform.python_version(),
+        **libraries,
     }

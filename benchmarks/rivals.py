@@ -4,30 +4,11 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from compiled import compiled
 from torch import Tensor
-
-SOURCE = Path(__file__).parent / "unpruned.cpp"
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The unpruned loop, compiled for this very machine: a rival gets every advantage."""
-    text = SOURCE.read_bytes()
-    path = Path(tempfile.gettempdir()) / f"fundad-unpruned-{hashlib.sha256(text).hexdigest()}.so"
-    if not path.exists():
-        made = path.with_suffix(".part")
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17"]
-        subprocess.run(["c++", *flags, str(SOURCE), "-o", str(made)], check=True)
-        made.rename(path)
-    return ctypes.CDLL(str(path))
 
 
 def _unpruned(x: Tensor, k: int, start: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -36,7 +17,9 @@ def _unpruned(x: Tensor, k: int, start: int, kind: torch.dtype) -> tuple[Tensor,
     n, d = x.shape
     reach2 = torch.empty(n, dtype=kind)
     picks = torch.empty(k, dtype=torch.int64)
-    run = _library().kcenter_float32 if kind == torch.float32 else _library().kcenter_float64
+    # A rival gets every advantage: its loop is compiled for this very machine.
+    library = compiled("unpruned.cpp")
+    run = library.kcenter_float32 if kind == torch.float32 else library.kcenter_float64
     sizes = [ctypes.c_int64(value) for value in (n, d, k, start)]
     run(
         ctypes.c_void_p(x.data_ptr()),

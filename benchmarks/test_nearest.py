@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 import rivals
 import torch
 from conftest import Results
+from roofline import Work
 from torch import Tensor
 
 from fundad_fast import ops
@@ -30,14 +30,16 @@ def test_nearest(rows: tuple[str, Tensor], size: int, results: Results) -> None:
         "cdist": (lambda: rivals.nearest_cdist(q, bank), 1),
         "torch form": (lambda: with_backend("torch", q, bank, prepared), 1),
     }
-    if importlib.util.find_spec("faiss"):
+    name = f"nearest, {name}: {len(q)} queries, bank {list(bank.shape)}"
+    if results.installed(name, "faiss"):
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = faiss.IndexFlatL2(bank.shape[1])
         index.add(bank.numpy())
         candidates["faiss"] = (lambda: index.search(q.numpy(), 1), 1)
-    race = results.race(f"nearest, {name}: {len(q)} queries, bank {list(bank.shape)}", candidates)
+    work = Work(2.0 * len(q) * bank.numel(), 4.0 * (q.numel() + bank.numel()))
+    race = results.race(name, candidates, work=work)
     for rival in list(candidates)[1:]:
         results.row(race, "cpu", rival)
 

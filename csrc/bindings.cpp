@@ -160,7 +160,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       },
       arg("boxes"), arg("count"), arg("threads"));
   m.def(
-      "poisson_blend",
+      "poisson_blend_cpu",
       [](Address boxes, Size count, Address scratch, Isa isa, int threads) {
         fundad::cpu::poisson_blend(at<const PoissonBox>(boxes), count, at<float>(scratch), isa,
                                    threads);
