@@ -45,7 +45,3 @@ def with_backend(op: str, backend: str, run: Run) -> Callable[[], Any]:
             return run(next(numbers))
 
     return once
-
-
-def test_every_operator_has_a_case() -> None:
-    assert {case.op for case in CASES} == set(OPS)
