@@ -63,13 +63,15 @@ __global__ void __launch_bounds__(kThreads) poisson_tables(PoissonArgs a) {
   }
 }
 
-// What the source adds to the difference from a cell to its neighbour.
+// What the source adds to the difference from a cell to its neighbour. Decided in float64: levels
+// of an 8-bit image are full of ties that rounding would break.
 template <class T>
 __device__ T wanted(const T* target, const T* source, const bool* mask, std::int64_t cell,
                     std::int64_t step) {
-  const T of_target = target[cell + step] - target[cell];
-  const T of_source = source[cell + step] - source[cell];
-  return mask[cell] && fabs(of_source) > fabs(of_target) ? of_source - of_target : T{0};
+  const double of_target = static_cast<double>(target[cell + step]) - target[cell];
+  const double of_source = static_cast<double>(source[cell + step]) - source[cell];
+  const bool chosen = mask[cell] && fabs(of_source) > fabs(of_target);
+  return chosen ? static_cast<T>(of_source - of_target) : T{0};
 }
 
 template <class T>
