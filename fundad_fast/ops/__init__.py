@@ -7,6 +7,7 @@ from .distance_filter import distance_filter
 from .kcenter import KCenterState, kcenter, kcenter_state
 from .nearest import nearest
 from .nearest_bank import NearestPrepared, nearest_prepare
+from .nearest_faiss import ApproximateBank, nearest_approximate
 from .poisson_blend import poisson_blend
 from .self_attention import self_attention
 
@@ -14,6 +15,7 @@ build = _adapt.build
 
 __all__ = [
     "OPS",
+    "ApproximateBank",
     "Choice",
     "KCenterState",
     "NearestPrepared",
@@ -24,6 +26,7 @@ __all__ = [
     "kcenter",
     "kcenter_state",
     "nearest",
+    "nearest_approximate",
     "nearest_prepare",
     "poisson_blend",
     "self_attention",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _adapt, nearest_tiles
+from . import _adapt, nearest_faiss, nearest_tiles
 from ._registry import Op
 from .nearest_bank import NearestPrepared, check_bank, nearest_prepare
 
@@ -316,6 +316,25 @@ def _merge(
     start = counts.cumsum(0) - counts
     take = order[start[:, None] + torch.arange(k, device=best.device)]
     return dist2[take], rows[take]
+
+
+# Last: products that faiss rounds have to be looked at again, so it is here for who asks for it.
+@op.backend("faiss", nearest_faiss.why_not)
+def _with_faiss(
+    q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``IndexFlatL2``; queries that its rounding leaves undecided are asked again of torch."""
+    q, bank = _adapt.dense(q), _adapt.dense(bank)
+    center = prepared[0] if prepared else nearest_prepare(bank, tiles=False).center
+    usable = q.isfinite().all(1)
+    asked = torch.where(usable[:, None], q, center)
+    found, index, unsure = nearest_faiss.search(asked, bank, center, k)
+    dist2 = torch.where(usable[:, None], found.float(), math.nan)
+    index = torch.where(usable[:, None], index, torch.arange(k))
+    again = torch.nonzero(unsure & usable)[:, 0]
+    if len(again):
+        dist2[again], index[again] = _torch(q[again], bank, k, prepared)
+    return dist2, index
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
