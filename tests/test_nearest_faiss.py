@@ -80,9 +80,9 @@ def test_undecided_queries_are_asked_again():
 @faiss
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
 def test_approximate_search_says_what_it_is_off_by(kind):
-    bank, q = clustered(6000), clustered(300, seed=1)
+    bank, q = clustered(3000), clustered(300, seed=1)
     options = {"kind": kind, "cells": 64, "code_bytes": 16}
-    wide = nearest_approximate(bank, q, 3, probes=64, rerank=6000, **options)
+    wide = nearest_approximate(bank, q, 3, probes=64, rerank=3000, **options)
     narrow = nearest_approximate(bank, q, 3, probes=1, rerank=3, **options)
     assert wide.quality is not None
     assert narrow.quality is not None

@@ -69,15 +69,19 @@ def search(q: Tensor, bank: Tensor, center: Tensor, k: int) -> tuple[Tensor, Ten
 
 
 def measured(q: Tensor, bank: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances in float64 to rows ``[m, c]`` of the bank, sorted by them and by row."""
+    """Squared distances in float64 to rows ``[m, c]`` of the bank, sorted by them and by row.
+
+    They are infinite to a row ``n``, which stands for none.
+    """
     index = index.sort(dim=1).values
+    last = len(bank) - 1
     dist2 = torch.empty(index.shape, dtype=torch.float64)
     step = max(1, 2**22 // (index.shape[1] * q.shape[1]))
     for lo in range(0, len(q), step):
         part = slice(lo, lo + step)
-        gap = bank[index[part]].float().double() - q[part, None]
+        gap = bank[index[part].clamp_max(last)].float().double() - q[part, None]
         dist2[part] = gap.square_().sum(2)
-    dist2, order = dist2.sort(dim=1, stable=True)
+    dist2, order = dist2.masked_fill_(index > last, math.inf).sort(dim=1, stable=True)
     return dist2, index.gather(1, order)
 
 
@@ -140,15 +144,8 @@ class ApproximateBank:
         if len(q) == 0:
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         found = torch.from_numpy(self._index.search(q.numpy(), min(n, max(k, self._rerank)))[1])
-        dist2, rows = measured(q, self._bank, torch.where(found < 0, 0, found))
-        # Where faiss found fewer it says -1, which stands for row 0 above: take that out again.
-        real = torch.zeros_like(rows, dtype=torch.bool)
-        for column in found.T:
-            real |= rows == column[:, None]
-        real[:, 1:] &= rows[:, 1:] != rows[:, :-1]
-        dist2 = torch.where(real, dist2, math.inf)
-        dist2, order = dist2.sort(dim=1, stable=True)
-        rows = torch.where(dist2.isinf(), -1, rows.gather(1, order))
+        dist2, rows = measured(q, self._bank, torch.where(found < 0, n, found))
+        rows[rows == n] = -1
         return dist2[:, :k].float(), rows[:, :k]
 
 
