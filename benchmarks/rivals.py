@@ -72,6 +72,19 @@ def nearest_cdist(q: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     return dist2, torch.cat([one.indices for one in found])
 
 
+def nearest_anomalib(q: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """The search of anomalib 2.7's ``PatchcoreModel``, in blocks of queries.
+
+    Restated: squared norms, product, root of what is not below zero, minimum.
+    """
+    found = []
+    for part in q.split(1024):
+        dist = torch.matmul(part, bank.T).mul_(-2)
+        dist.add_(part.pow(2).sum(1, keepdim=True)).add_(bank.pow(2).sum(1))
+        found.append(dist.clamp_min_(0).sqrt_().min(1))
+    return torch.cat([one.values for one in found]).square(), torch.cat([o.indices for o in found])
+
+
 def filter_conv2d(x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
     """A depthwise convolution, ``weight [c, 1, k, k]`` in the layout of ``x``, renormalised."""
     return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1]).mul_(share)
