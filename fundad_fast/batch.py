@@ -27,6 +27,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.id)
 
+    def __getitem__(self, part: slice) -> Batch:
+        """Some of the images; shares their memory."""
+        mask = None if self.mask is None else self.mask[part]
+        return Batch(self.image[part], self.id[part], mask)
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -20,6 +20,12 @@ class MemoryBankConfig(MethodConfig):
     layers: tuple[str, ...] = Field(
         ("layer2", "layer3"), description="Layers of F, by timm's names. ReSAD eq. 1-2."
     )
+    backbone_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Products of the backbone, by autocast; what follows it is float32. On a GPU "
+        "the short types are faster; features move by about 2⁻⁸ (bfloat16) or 2⁻¹¹ (float16) of "
+        "their size, so a model scores with what it was fitted with.",
+    )
     upscale: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="T_u of eq. 2; not stated in the paper."
     )

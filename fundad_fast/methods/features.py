@@ -41,8 +41,13 @@ class CombinedFeatures(nn.Module):
         """``image [b, 1 or 3, s, s]`` in [0, 1] to ``C [b, g, g, d]`` float32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
-        f = self.multilevel(self.backbone(image))
         c = self.config
+        if c.backbone_dtype == "float32":
+            levels = self.backbone(image)
+        else:
+            with torch.autocast(image.device.type, getattr(torch, c.backbone_dtype)):
+                levels = [level.float() for level in self.backbone(image)]
+        f = self.multilevel(levels)
         b, d, h, w = f.shape
         rows = f.permute(0, 2, 3, 1).reshape(b, h * w, d)
         total: Tensor | None = None
@@ -63,7 +68,12 @@ class CombinedFeatures(nn.Module):
             else:
                 scale = d**-0.5 if c.attn_scale == "rsqrt_c" else float(c.attn_scale)
                 part = ops.self_attention(rows, scale, c.attn_norm, c.attn_reading)
-            total = part if total is None else total + part
+            if total is None:
+                total = part
+            elif total is rows:  # F itself, which later terms are made of
+                total = total + part
+            else:
+                total.add_(part)  # one pass over C, and no second one in memory
         assert total is not None
         return total.view(b, h, w, d)
 

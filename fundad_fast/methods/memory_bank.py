@@ -9,6 +9,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,9 +24,11 @@ from ..batch import Batch, Scores
 from ..progress import Progress
 from ..spill import RowStore
 from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
+from .cells import Cells, image_score
 from .config import MemoryBankConfig
 from .coreset import bank_size, choose, projection_dim, selection_bytes, shard_rows
 from .features import CombinedFeatures
+from .portions import Portion, in_portions
 
 
 class MemoryBank(Method):
@@ -41,6 +44,7 @@ class MemoryBank(Method):
         super().__init__(config, weights=weights)
         self._features: CombinedFeatures | None = None
         self._bank: Any = None
+        self._images, self._queries = Portion("images"), Portion("patches", least=1024)
         self.facts: dict[str, Any] = {}
 
     @property
@@ -98,10 +102,18 @@ class MemoryBank(Method):
         """Distances to the bank; see ``Method.score``. Source: ReSAD eq. 7, PatchCore eq. 6-7."""
         if self._bank is None:
             raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        c = self.features(batch.image.to(self.device))
-        mask = None if batch.mask is None else batch.mask.to(self.device)
-        inside = touched(mask, c[..., 0])
-        return self._judge(c[inside], inside, mask, self._bank)
+        parts = in_portions(lambda part: self._score(batch[part]), len(batch), self._images)
+        if len(parts) == 1:
+            return parts[0]
+        maps = [part.map for part in parts if part.map is not None]
+        return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
+
+    def _score(self, batch: Batch) -> Scores:
+        """From the images to their scores with no stop on the way: the device is never asked."""
+        c = self.features(batch.image.to(self.device, non_blocking=True))
+        b, h, w, _ = c.shape
+        cells = Cells.under(batch.mask, (b, h, w), self.device)
+        return self._judge(cells.rows(c), cells, batch.mask, self._bank)
 
     def state(self) -> State:
         weights = {k: v.cpu() for k, v in self.features.backbone.net.state_dict().items()}
@@ -184,11 +196,15 @@ class MemoryBank(Method):
         )
 
     def _remember(self, batch: Batch, store: RowStore) -> None:
-        c = self.features(batch.image.to(self.device))
+        in_portions(lambda part: self._keep(batch[part], store), len(batch), self._images)
+
+    def _keep(self, batch: Batch, store: RowStore) -> None:
+        c = self.features(batch.image.to(self.device, non_blocking=True))
         _, h, w, d = c.shape
-        inside = touched(batch.mask, c[..., 0])
+        c = c.cpu()  # one transfer, of which the store keeps what it wants
+        inside = None if batch.mask is None else touched(batch.mask.cpu(), c[..., 0])
         for i, name in enumerate(batch.id):
-            rows = c[i][inside[i]] if self._in_fov else c[i]
+            rows = c[i] if inside is None or not self._in_fov else c[i][inside[i]]
             mask = None if batch.mask is None else batch.mask[i]
             store.append(name, rows.reshape(-1, d), _pack(mask, h, w))
 
@@ -215,35 +231,49 @@ class MemoryBank(Method):
     def _judge_stored(self, store: RowStore, i: int, bank: Any) -> tuple[float, np.ndarray]:
         """Image score and in-mask map cells of an image whose rows are in the store."""
         mask, h, w = _unpack(store.notes[i])
-        mask = None if mask is None else mask[None].to(self.device)
-        inside = touched(mask, torch.empty(1, h, w, device=self.device))
+        mask = None if mask is None else mask[None]
+        cells = Cells.under(mask, (1, h, w), self.device)
         rows = store.image(i).to(self.device)
         if not self._in_fov:
-            rows = rows.view(1, h, w, -1)[inside]
-        scores = self._judge(rows, inside, mask, bank)
+            rows = cells.rows(rows.view(1, h, w, -1))
+        scores = self._judge(rows, cells, mask, bank)
         assert scores.map is not None
-        shown = scores.map[touched(mask, scores.map)]
-        return float(scores.image[0]), shown.cpu().numpy()
+        shown = scores.map.cpu()
+        return float(scores.image[0]), shown[touched(mask, shown)].numpy()
 
     def _set_bank(self, rows: Tensor) -> None:
         self._bank = ops.nearest_prepare(rows.to(self.device))
 
     # -- judging ---------------------------------------------------------------------------------
 
-    def _judge(self, rows: Tensor, inside: Tensor, mask: Tensor | None, bank: Any) -> Scores:
-        """Scores of ``rows [m, d]``, the features of the cells ``inside [b, h, w]``, in order."""
+    def _judge(self, rows: Tensor, cells: Cells, mask: Tensor | None, bank: Any) -> Scores:
+        """Scores of ``rows [m, d]``, the features of the cells, in order."""
         c = self.config
         k = min(c.num_neighbors if c.reweight == "none" else 1, len(bank.rows))
-        d2, index = ops.nearest(rows, bank.rows, k, prepared=bank)
+        d2, index = self._nearest(rows, bank, k)
         near = d2.sqrt().mean(1)
-        grid = near.new_zeros(inside.shape)
-        grid[inside] = near
-        grid = spread(grid, inside)
-        full = self._pixels(grid, mask)
-        image = self._image_score(full, mask)
+        grid = spread(cells.grid(near), cells.inside(near.device))
+        seen = None if mask is None else mask.to(near.device, non_blocking=True)
+        full = self._pixels(grid, seen)
         if c.reweight == "paper":
-            image = self._reweighted(rows, near, index[:, 0], inside, bank)
+            image = self._reweighted(rows, near, index[:, 0], cells, bank)
+        else:
+            image = image_score(full, mask, c.image_score, c.top_fraction)
         return Scores(image.float(), grid if c.smoothing == 0 else full)
+
+    def _nearest(self, rows: Tensor, bank: Any, k: int) -> tuple[Tensor, Tensor]:
+        """``ops.nearest``, of fewer queries at a time where memory runs out."""
+        parts = in_portions(
+            lambda part: ops.nearest(rows[part], bank.rows, k, prepared=bank),
+            len(rows),
+            self._queries,
+        )
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return ops.nearest(rows, bank.rows, k, prepared=bank)
+        dist2, index = zip(*parts)
+        return torch.cat(dist2), torch.cat(index)
 
     def _pixels(self, grid: Tensor, mask: Tensor | None) -> Tensor:
         """The map at the input's resolution, smoothed when that is wanted: ``[b, s, s]``."""
@@ -269,36 +299,17 @@ class MemoryBank(Method):
         full = nnf.pad(full, (reach, reach, reach, reach), mode="reflect")
         return nnf.conv2d(nnf.conv2d(full, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
-    def _image_score(self, full: Tensor, mask: Tensor | None) -> Tensor:
-        flat = full.flatten(1)
-        if mask is None:
-            parts = list(flat)
-        else:
-            parts = [row[seen] for row, seen in zip(flat, mask.flatten(1))]
-        return torch.stack([self._pool(part) for part in parts])
-
-    def _pool(self, values: Tensor) -> Tensor:
-        if self.config.image_score == "max":
-            return values.max()
-        if self.config.image_score == "mean":
-            return values.mean()
-        return values.topk(max(1, round(len(values) * self.config.top_fraction))).values.mean()
-
     def _reweighted(
-        self, rows: Tensor, near: Tensor, index: Tensor, inside: Tensor, bank: Any
+        self, rows: Tensor, near: Tensor, index: Tensor, cells: Cells, bank: Any
     ) -> Tensor:
         """PatchCore eq. 7: the largest patch distance times 1 - softmax over the neighbourhood."""
-        count = inside.flatten(1).sum(1).tolist()
-        result = []
         k = min(self.config.num_neighbors, len(bank.rows))
-        for part, owner, row in zip(near.split(count), index.split(count), rows.split(count)):
-            top = int(part.argmax())
-            closest = bank.rows[owner[top]][None]
-            _, neighbours = ops.nearest(closest, bank.rows, k, prepared=bank)
-            to = (bank.rows[neighbours[0]] - row[top]).double().square().sum(1).sqrt()
-            weight = 1 - torch.softmax(to, 0)[0] if k > 1 else to.new_ones(())
-            result.append(part[top] * weight.float())
-        return torch.stack(result)
+        first = accumulate(cells.count[:-1], initial=0)
+        top = torch.stack([part.argmax() + at for at, part in zip(first, near.split(cells.count))])
+        _, neighbours = self._nearest(bank.rows[index[top]], bank, k)
+        to = (bank.rows[neighbours] - rows[top][:, None]).double().square().sum(2).sqrt()
+        weight = 1 - torch.softmax(to, 1)[:, 0] if k > 1 else to.new_ones(len(top))
+        return near[top] * weight.float()
 
 
 def _pack(mask: Tensor | None, h: int, w: int) -> str:
