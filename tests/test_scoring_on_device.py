@@ -70,6 +70,8 @@ def test_compiled_features_and_scores_are_the_same(masks, device):
         scores = model._judge(cells.rows(c), cells, batch.mask, model._bank)
         return scores.image, scores.map
 
+    again = model.compile(backend="aot_eager").score(batch)
+    torch.testing.assert_close(again.image, want.image, rtol=1e-4, atol=1e-5)
     cells = Cells.under(batch.mask, (2, 12, 12), torch.device(device))
     step = torch.compile(judge, fullgraph=True, backend="aot_eager")
     image, map = step(model.features(x), cells)
@@ -97,6 +99,18 @@ def test_short_types_in_the_backbone_change_features_a_little(dtype, bound):
     assert c.dtype == torch.float32
     off = (c - exact).norm() / exact.norm()
     assert 0 < off < bound
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_scores_batch_after_batch_on_a_device(mode):
+    model, batches = fitted(masks=True).to("cuda"), [images(2, True, seed=i) for i in range(4)]
+    want = [model.score(batch) for batch in batches]
+    model.compile(mode=mode)
+    for batch, one in zip(batches, want):
+        got = model.score(batch)
+        torch.testing.assert_close(got.image, one.image, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(got.map, one.map, rtol=1e-3, atol=1e-4)
 
 
 class Small:

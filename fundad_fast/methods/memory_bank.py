@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -44,6 +44,7 @@ class MemoryBank(Method):
         super().__init__(config, weights=weights)
         self._features: CombinedFeatures | None = None
         self._bank: Any = None
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._images, self._queries = Portion("images"), Portion("patches", least=1024)
         self.facts: dict[str, Any] = {}
 
@@ -53,8 +54,14 @@ class MemoryBank(Method):
         if self._features is None:
             c = self.config
             net = load_backbone(c.backbone, c.layers, self.weights, seed=c.seed)
-            self._features = CombinedFeatures(net, c).to(self.device)
+            self._features = self._place(CombinedFeatures(net, c))
         return self._features
+
+    def _place(self, features: CombinedFeatures) -> CombinedFeatures:
+        """Move to the device; there the weights lie as the images do, so that none is turned."""
+        last = self.device.type == "cuda"
+        kind = torch.channels_last if last else torch.contiguous_format
+        return features.to(self.device).to(memory_format=kind)
 
     @property
     def _in_fov(self) -> bool:
@@ -110,7 +117,8 @@ class MemoryBank(Method):
 
     def _score(self, batch: Batch) -> Scores:
         """From the images to their scores with no stop on the way: the device is never asked."""
-        c = self.features(batch.image.to(self.device, non_blocking=True))
+        run = self._compiled or self.features
+        c = run(batch.image.to(self.device, non_blocking=True))
         b, h, w, _ = c.shape
         cells = Cells.under(batch.mask, (b, h, w), self.device)
         return self._judge(cells.rows(c), cells, batch.mask, self._bank)
@@ -134,9 +142,22 @@ class MemoryBank(Method):
     def to(self, device: torch.device | str) -> Self:
         super().to(device)
         if self._features is not None:
-            self._features.to(self.device)
+            self._place(self._features)
         if self._bank is not None:
             self._bank = self._bank.to(self.device)
+        return self
+
+    def compile(self, **options: Any) -> Self:
+        """Compile what makes features of images, for scoring; returns self.
+
+        Each batch size is compiled at its first batch, which takes a minute or so; scores change
+        by rounding.
+
+        Args:
+            options: of ``torch.compile``; ``mode="reduce-overhead"`` replays the features of a
+                batch as one CUDA graph.
+        """
+        self._compiled = torch.compile(self.features, fullgraph=True, dynamic=False, **options)
         return self
 
     def done(self, scratch: Path) -> set[str]:
