@@ -117,7 +117,7 @@ class MemoryBank(Method):
 
     def _score(self, batch: Batch) -> Scores:
         """From the images to their scores with no stop on the way: the device is never asked."""
-        run = self._compiled or self.features
+        run = self.features if self._compiled is None else self._compiled
         c = run(batch.image.to(self.device, non_blocking=True))
         b, h, w, _ = c.shape
         cells = Cells.under(batch.mask, (b, h, w), self.device)
