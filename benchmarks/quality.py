@@ -142,6 +142,17 @@ def controls(dataset: Dataset, items: tuple[Item, ...], size: int) -> dict[str, 
     return control_metrics(scores, labels)
 
 
+def compact(value: Any, definitions: dict[str, str], name: str = "") -> Any:
+    """The same to six digits, with the definition of every metric said once, in ``definitions``."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if not isinstance(value, dict):
+        return value
+    if "definition" in value:
+        definitions[name] = value["definition"]
+    return {k: compact(v, definitions, k) for k, v in value.items() if k != "definition"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of data packs")
@@ -222,7 +233,10 @@ def main() -> None:
     result["versions"] = {"fundad_fast": fundad_fast.__version__, "torch": torch.__version__}
     args.output.mkdir(parents=True, exist_ok=True)
     stem = f"quality-{pack}-{args.part}" + ("-ablation" if args.ablation else "")
-    (args.output / f"{stem}.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+    definitions: dict[str, str] = {}
+    short = compact(result, definitions)
+    text = json.dumps({**short, "definitions": definitions}, allow_nan=False)
+    (args.output / f"{stem}.json").write_text(text.replace('{"seconds"', '\n{"seconds"') + "\n")
     (args.output / f"{stem}.md").write_text("\n".join(table) + "\n")
     print("\n".join(table[4:]))
 
