@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton_interpreter
 from cohorts import SMALL, photograph
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
+    triton_interpreter.patch_once()
 
 import fundad_fast
 from fundad_fast import ops
@@ -44,6 +46,11 @@ def packs() -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = len(terminalreporter.stats.get("skipped", []))
     terminalreporter.write_line(f"{skipped} tests skipped")
+    for name, op in ops.OPS.items():
+        args = next(iter(op.samples().values()))
+        for backend in op.backends.values():
+            if reason := backend.why_not(*args):
+                terminalreporter.write_line(f"not run here: {name} by {backend.name}: {reason}")
 
 
 @pytest.fixture(scope="session")

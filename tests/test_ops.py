@@ -60,9 +60,13 @@ def cases() -> list[Any]:
         for backend in op.backends:
             for isa in ISAS if backend == "cpu" else [""]:
                 for device in DEVICES:
-                    for sample in op.samples():
+                    for sample, args in op.samples().items():
                         label = "-".join(filter(None, (name, backend, isa, device, sample)))
-                        found.append(pytest.param(name, backend, isa, device, sample, id=label))
+                        large = sum(t.numel() for t in tensors(args)) > 100_000
+                        interpreted = backend == "triton" and device == "cpu"
+                        marks = [pytest.mark.slow] if interpreted and large else []
+                        case = (name, backend, isa, device, sample)
+                        found.append(pytest.param(*case, id=label, marks=marks))
     return found
 
 

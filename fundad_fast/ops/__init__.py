@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators that the methods are made of."""
 
-from . import _adapt, cuda
+from . import _adapt, cuda, triton
 from ._registry import OPS, Choice, choices
 from .distance_filter import distance_filter
 from .kcenter import KCenterState, kcenter, kcenter_state
@@ -31,6 +31,7 @@ __all__ = [
     "poisson_blend",
     "self_attention",
     "status",
+    "triton",
 ]
 
 

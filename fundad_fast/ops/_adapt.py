@@ -51,7 +51,7 @@ def no_cpu(*args: Any) -> str | None:
     """Why the native CPU code cannot take these arguments, or ``None``."""
     if _native is None:
         return "the native module is not built"
-    return _elsewhere("cpu", args)
+    return elsewhere("cpu", args)
 
 
 def no_cuda(*args: Any) -> str | None:
@@ -60,10 +60,11 @@ def no_cuda(*args: Any) -> str | None:
         return "the native module is not built"
     if not _native.cuda_architectures():
         return "the native module is built without CUDA"
-    return _elsewhere("cuda", args)
+    return elsewhere("cuda", args)
 
 
-def _elsewhere(device: str, args: Any) -> str | None:
+def elsewhere(device: str, args: Any) -> str | None:
+    """Which tensor among the arguments is not on a kind of device, in words, or ``None``."""
     others = (t.device for t in _tensors(args) if t.device.type != device)
     return next((f"a tensor is on {other}" for other in others), None)
 

@@ -81,9 +81,7 @@ def nearest_prepare(bank: Tensor, tiles: bool | None = None) -> NearestPrepared:
     """
     check_bank(bank)
     rows = _adapt.dense(bank)
-    low, high = rows.aminmax()  # NaN shows in both
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise ValueError("nearest: the bank has values that are not finite as float32")
+    check_finite(rows)
     center = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
     for part in rows.split(8192):
         center += part.double().sum(0) / len(rows)
@@ -109,3 +107,10 @@ def check_bank(bank: Tensor) -> None:
     n, d = bank.shape
     torch._check_value(n >= 1, lambda: "nearest: want n >= 1, the bank is empty")
     torch._check_value(d >= 1, lambda: "nearest: want d >= 1, got rows without features")
+
+
+def check_finite(rows: Tensor) -> None:
+    """Raise ``ValueError`` if a float32 bank has a value that is not finite."""
+    low, high = rows.aminmax()  # NaN shows in both
+    if not (torch.isfinite(low) & torch.isfinite(high)):
+        raise ValueError("nearest: the bank has values that are not finite as float32")
