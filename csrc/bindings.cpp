@@ -16,6 +16,7 @@
 #include "fundad/nearest_cuda.h"
 #include "fundad/poisson_blend.h"
 #include "fundad/poisson_blend_cuda.h"
+#include "fundad/self_attention.h"
 
 namespace py = pybind11;
 using fundad::PoissonBox;
@@ -110,6 +111,17 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       arg("x"), arg("out"), arg("b"), arg("c"), arg("h"), arg("w"), arg("channels_last"),
       arg("taps"), arg("half"), arg("reach"), arg("row"), arg("column"), arg("before"),
       arg("after"), arg("isa"), arg("threads"), no_gil());
+
+  m.def(
+      "self_attention_cpu",
+      [](Address query, Address key, Address value, Address out, Size b, Size n, Size d, Isa isa,
+         int threads) {
+        fundad::cpu::self_attention({at<const float>(query), at<const float>(key),
+                                     at<const float>(value), at<float>(out), b, n, d},
+                                    isa, threads);
+      },
+      arg("query"), arg("key"), arg("value"), arg("out"), arg("b"), arg("n"), arg("d"), arg("isa"),
+      arg("threads"), no_gil());
 
   m.def(
       "short_picture",

@@ -9,10 +9,12 @@
 #include "nearest_tiles-inl.h"
 #include "picture-inl.h"
 #include "poisson_blend-inl.h"
+#include "self_attention-inl.h"
 
 namespace fundad::cpu::FUNDAD_ISA {
 extern const Kernels table;
-const Kernels table{filter_channels, picture,        kcenter_candidates, kcenter_apply,
-                    nearest_begin,   nearest_pack,   nearest_search,     nearest_in_tiles,
-                    poisson_begin,   poisson_across, poisson_end};
+const Kernels table{
+    filter_channels, picture,         kcenter_candidates,  kcenter_apply,         nearest_begin,
+    nearest_pack,    nearest_search,  nearest_in_tiles,    poisson_begin,         poisson_across,
+    poisson_end,     kAttentionPanel, attention_pack_keys, attention_pack_values, attention_rows};
 }  // namespace fundad::cpu::FUNDAD_ISA

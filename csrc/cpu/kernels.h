@@ -8,6 +8,7 @@
 #include "fundad/kcenter.h"
 #include "fundad/nearest.h"
 #include "fundad/poisson_blend.h"
+#include "fundad/self_attention.h"
 
 namespace fundad::cpu {
 
@@ -55,6 +56,14 @@ static inline std::int64_t filter_floats(const DistanceFilterArgs& a) {
   const std::int64_t sums = (6144 / a.taps + 2 * kMostLanes) * filter_height(a);
   return sums + (a.channels_last ? wide * kFilterChannels : (wide + dense) * kMostLanes);
 }
+
+struct AttentionScratch {
+  const float* keys;    // [panels][d][attention_panel]
+  const float* values;  // [panels][n][attention_panel]
+  float* weights;       // [rows][n, and more to fill the last panel]
+  float* mixed;         // [rows][d, and more to fill the last panel]
+  float* sums;          // [rows]
+};
 
 struct Near {
   float dist2;        // from a pick to the centre of a leaf, in the short picture
@@ -160,6 +169,15 @@ struct Kernels {
                          std::int64_t panel, float* scratch);
   // Back along the middle and the last axis, and the sum with the target; faces are copied.
   void (*poisson_end)(const PoissonView&, std::int64_t channel, std::int64_t group, float* scratch);
+  std::int64_t attention_panel;  // columns of a packed panel
+  // Packs panel p of the keys [n,d] or values [n,d] of one map.
+  void (*attention_pack_keys)(const float* key, std::int64_t n, std::int64_t d, std::int64_t p,
+                              float* packed);
+  void (*attention_pack_values)(const float* value, std::int64_t n, std::int64_t d, std::int64_t p,
+                                float* packed);
+  // Rows [lo, hi) of the attention of a map whose keys and values are packed.
+  void (*attention_rows)(const SelfAttentionArgs&, std::int64_t map, std::int64_t lo,
+                         std::int64_t hi, const AttentionScratch&);
 };
 
 const Kernels& kernels(Isa isa);

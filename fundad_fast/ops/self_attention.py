@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _adapt
 from ._registry import Op
 
 Norm = Literal["none", "l2"]
@@ -181,6 +182,31 @@ op = Op(
     check,
     bad,
 )
+
+
+def _no_cpu(f: Tensor, scale: float, norm: str, reading: str) -> str | None:
+    if f.dtype == torch.float64:
+        return "float64 is left to torch, which computes in float64"
+    if reading != "row":
+        return f"the reading {reading} is left to torch"
+    return _adapt.no_cpu(f)
+
+
+@op.backend("cpu", _no_cpu)
+def _cpu(f: Tensor, scale: float, norm: str, reading: str) -> Tensor:
+    values = _adapt.dense(f)
+    out = torch.empty_like(values)
+    keys = _unit_rows(values)[0] if norm == "l2" else values
+    queries = keys if scale == 1 else keys * scale
+    b, n, d = f.shape
+    _adapt.native().self_attention_cpu(
+        *(t.data_ptr() for t in (queries, keys, values, out)),
+        *(b, n, d),
+        _adapt.isa(),
+        _adapt.threads(2 * b * n * n * d),
+    )
+    return out.to(f.dtype)
+
 
 # Rows of weights that exist at a time: 512 x 9604 floats stay near the cache.
 _ROWS = {"cpu": 512, "cuda": 4096}
