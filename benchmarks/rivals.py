@@ -105,3 +105,24 @@ def filter_rfft(x: Tensor, kernel: Tensor, share: Tensor) -> Tensor:
     factor = torch.fft.rfft2(wide.roll((-reach, -reach), (0, 1)))
     product = torch.fft.rfft2(x, s=size).mul_(factor)
     return torch.fft.irfft2(product, s=size)[..., :h, :w] * share
+
+
+def attention_sdpa(f: Tensor) -> Tensor:
+    """torch's fused attention, one head."""
+    head = f[None, None]
+    return F.scaled_dot_product_attention(head, head, head, scale=1.0)[0, 0]
+
+
+def attention_blocks(f: Tensor, rows: int = 1024) -> Tensor:
+    """Blocks of rows, products by the BLAS that ``torch.mm`` calls."""
+    return torch.cat([torch.softmax(part @ f.T, 1) @ f for part in f.split(rows)])
+
+
+def attention_blocks_onednn(f: Tensor, rows: int = 512) -> Tensor:
+    """The same with oneDNN's products and softmax, on its own tensors."""
+    keys, values = f.to_mkldnn(), f.T.contiguous().to_mkldnn()
+    found = []
+    for part in f.split(rows):
+        weights = torch.softmax(F.linear(part.to_mkldnn(), keys), 1)
+        found.append(F.linear(weights, values).to_dense())
+    return torch.cat(found)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections.abc
 import enum
 import typing
-__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'distance_filter_cpu', 'fill_sines', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cpu', 'poisson_blend_cuda', 'poisson_scratch', 'short_picture', 'sines_floats', 'tile_order']
+__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'distance_filter_cpu', 'fill_sines', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cpu', 'poisson_blend_cuda', 'poisson_scratch', 'self_attention_cpu', 'short_picture', 'sines_floats', 'tile_order']
 class Isa(enum.IntEnum):
     """
     Instruction sets, lowest first.
@@ -61,6 +61,8 @@ def poisson_blend_cpu(boxes: typing.SupportsInt | typing.SupportsIndex, count: t
 def poisson_blend_cuda(boxes: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, cells_inside: typing.SupportsInt | typing.SupportsIndex, cells: typing.SupportsInt | typing.SupportsIndex, tiles0: typing.SupportsInt | typing.SupportsIndex, tiles1: typing.SupportsInt | typing.SupportsIndex, tiles2: typing.SupportsInt | typing.SupportsIndex, blocks_inside: typing.SupportsInt | typing.SupportsIndex, blocks: typing.SupportsInt | typing.SupportsIndex, blocks0: typing.SupportsInt | typing.SupportsIndex, blocks1: typing.SupportsInt | typing.SupportsIndex, blocks2: typing.SupportsInt | typing.SupportsIndex, lengths: typing.SupportsInt | typing.SupportsIndex, offsets: typing.SupportsInt | typing.SupportsIndex, tables: typing.SupportsInt | typing.SupportsIndex, table: typing.SupportsInt | typing.SupportsIndex, work0: typing.SupportsInt | typing.SupportsIndex, work1: typing.SupportsInt | typing.SupportsIndex, wide: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 def poisson_scratch(boxes: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> int:
+    ...
+def self_attention_cpu(query: typing.SupportsInt | typing.SupportsIndex, key: typing.SupportsInt | typing.SupportsIndex, value: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 def short_picture(x: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, axes: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, z: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> float:
     ...

@@ -125,6 +125,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "no_map": (rows(0, 9, 4), 1.0, "none", "row"),
         "no_position": (rows(2, 0, 4), 1.0, "none", "column"),
         "ties": (torch.ones(1, 600, 8), 1.0, "none", "row"),
+        "deep": (rows(1, 50, 300) * 0.3, 1.0, "none", "row"),
         "huge_norm": (huge, 1.0, "none", "row"),
         "huge_norm_column": (huge, 1.0, "none", "column"),
         "far": (rows(1, 50, 6) * 0.01 + 20, 1.0, "none", "row"),
