@@ -67,6 +67,12 @@ def row_schema() -> Any:
             ("group", pa.string()),
             ("patient_id", pa.string()),
             ("laterality", pa.string()),
+            ("member", pa.string()),  # of the .tar or .zip that path names
+            ("frame", pa.int32()),  # from 0, of a file with several
+            ("sop_instance_uid", pa.string()),
+            ("study_instance_uid", pa.string()),
+            ("series_instance_uid", pa.string()),
+            ("acquired", pa.string()),  # a day, 2024-05-31
             ("mask_path", pa.string()),
             ("map_path", pa.string()),
             ("model_id", pa.string()),

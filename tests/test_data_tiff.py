@@ -7,7 +7,7 @@ import tifffile
 from PIL import Image
 
 from fundad_fast.data import ReadError, read_image
-from fundad_fast.data.headers import read_header
+from fundad_fast.data.opening import read_header
 
 H, W = 24, 33
 

@@ -382,6 +382,22 @@ def test_what_changed_is_scored_anew_in_one_row(fitted, images, tmp_path):
     assert [(event["changed"], event["failed"]) for event in anew] == [(3, 0)]
 
 
+def test_what_a_dicom_file_says_is_in_its_row_and_is_no_change(fitted, tmp_path):
+    dicoms = pytest.importorskip("dicoms")
+    frames = np.stack([photograph(1), photograph(2)])
+    path = dicoms.write_dicom(tmp_path / "in" / "a.dcm", frames)
+    out = tmp_path / "run"
+    assert score(fitted, path.parent, out) == {"ok": 2}
+    first = table(out)
+    row = first["a.dcm#1"]
+    assert (row["patient_id"], row["laterality"], row["acquired"]) == ("P-7", "L", "2024-05-31")
+    assert (row["sop_instance_uid"], row["study_instance_uid"]) == ("1.2.3", "1.2")
+    assert (row["frame"], row["member"], row["path"]) == (1, None, str(path))
+    assert score(fitted, path.parent, out) == {"ok": 2}
+    assert table(out) == first
+    assert "anew" not in [event["event"] for event in events(out)]
+
+
 def test_a_listed_file_that_is_gone_keeps_its_row(fitted, images, tmp_path):
     out, names = tmp_path / "run", [str(images / f"0{i}.png") for i in range(2)]
     score(fitted, names, out)

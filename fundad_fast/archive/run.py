@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as nnf
 
 from ..bundle import Bundle, environment
-from ..data import Chunk, Dataset, InputSpec, Item, Loader, Prepared
+from ..data import Chunk, Dataset, Identifiers, InputSpec, Item, Loader, Prepared, item_id
 from ..evaluation.thresholds import score_percentile
 from ..progress import Progress
 from ..run_folder import RunError, RunFolder, read_rows
@@ -36,6 +36,7 @@ _NAMED_ONE_BY_ONE = ("list", "file", "glob", "manifest")
 """Layouts whose folder does not say what belongs to them."""
 
 _FILE_COLUMNS = ("bytes", "mtime_ns", "mask_bytes", "mask_mtime_ns")
+_MAY_COME_FROM_THE_FILE = ("patient_id", "laterality")
 _LABEL_COLUMNS = ("gt_label", "class", "group", "patient_id", "laterality")
 
 
@@ -155,7 +156,13 @@ def _keep_rows(run: RunFolder, layout: str, items: Sequence[Item], retry_failed:
                 f"{run.path} holds {row['id']} of {row['path']}, which is now {_path(item.path)}; "
                 "give another -o, or --overwrite"
             )
-        files, labels = _files(item), _labels(item)
+        files = _files(item)
+        # What only the file says of the patient is in the row, and cannot be in the item yet.
+        labels = {
+            key: value
+            for key, value in _labels(item).items()
+            if value is not None or key not in _MAY_COME_FROM_THE_FILE
+        }
         was = tuple(row[name] for name in _FILE_COLUMNS)
         there = files[0] is not None
         if there and (was != files or any(row[key] != value for key, value in labels.items())):
@@ -196,6 +203,12 @@ def _labels(item: Item) -> dict[str, Any]:
             (item.label, item.class_name, item.group, item.patient_id, item.laterality),
         )
     )
+
+
+def _identifiers(item: Item) -> dict[str, str | None]:
+    found = item.identifiers or Identifiers()
+    names = ("sop_instance_uid", "study_instance_uid", "series_instance_uid", "acquired")
+    return {name: getattr(found, name) for name in names}
 
 
 def _path(path: str) -> str:
@@ -305,6 +318,9 @@ def _row(
         "status": status,
         "error": error,
         **_labels(item),
+        "member": None if item.member is None else item_id(item.member),
+        "frame": item.frame,
+        **_identifiers(item),
         "mask_path": None if item.mask_path is None else _path(item.mask_path),
         "model_id": bundle.id,
     }

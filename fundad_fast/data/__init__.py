@@ -13,11 +13,21 @@ if TYPE_CHECKING:
     from fundad_fast.data.census import InputCensus, inspect_inputs
     from fundad_fast.data.folds import assign_folds
     from fundad_fast.data.fundus import Fov, find_fov, fov_mask
-    from fundad_fast.data.items import STATUSES, DataError, Dataset, Item, ReadError, Status, show
+    from fundad_fast.data.items import (
+        STATUSES,
+        DataError,
+        Dataset,
+        Identifiers,
+        Item,
+        ReadError,
+        Status,
+        item_id,
+        show,
+    )
     from fundad_fast.data.layouts import discover
     from fundad_fast.data.loader import BatchStream, Chunk, Failure, Loader
     from fundad_fast.data.preparation import Prepared, prepare
-    from fundad_fast.data.readers import read_image, read_mask
+    from fundad_fast.data.readers import read_image, read_mask, read_picture
     from fundad_fast.data.resizing import resize
     from fundad_fast.data.spec import InputSpec
 
@@ -30,6 +40,7 @@ __all__ = [
     "Dataset",
     "Failure",
     "Fov",
+    "Identifiers",
     "InputCensus",
     "InputSpec",
     "Item",
@@ -42,9 +53,11 @@ __all__ = [
     "find_fov",
     "fov_mask",
     "inspect_inputs",
+    "item_id",
     "prepare",
     "read_image",
     "read_mask",
+    "read_picture",
     "resize",
     "show",
 ]
@@ -58,6 +71,7 @@ _MODULE_OF = {
     "Dataset": "items",
     "Failure": "loader",
     "Fov": "fundus",
+    "Identifiers": "items",
     "InputCensus": "census",
     "InputSpec": "spec",
     "Item": "items",
@@ -70,9 +84,11 @@ _MODULE_OF = {
     "find_fov": "fundus",
     "fov_mask": "fundus",
     "inspect_inputs": "census",
+    "item_id": "items",
     "prepare": "preparation",
     "read_image": "readers",
     "read_mask": "readers",
+    "read_picture": "readers",
     "resize": "resizing",
     "show": "items",
 }

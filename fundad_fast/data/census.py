@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from fundad_fast.data.headers import Header, read_header
+from fundad_fast.data.headers import Header
 from fundad_fast.data.items import DataError, Item, ReadError, show
+from fundad_fast.data.opening import read_header
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def inspect_inputs(
 
     def look(item: Item) -> Header | ReadError:
         try:
-            header = read_header(item.path, first_page=pages == "first")
+            header = read_header(item, first_page=pages == "first")
         except ReadError as error:
             return error
         if header.channels == 4:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from fundad_fast.data.items import ReadError
 
-READABLE = ("jpeg", "png", "tiff", "bmp", "webp")
+READABLE = ("jpeg", "png", "tiff", "bmp", "webp", "dicom")
 """Formats whose pixels can be read."""
 
 SNIFF_BYTES = 352
@@ -65,7 +65,14 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
+def is_dicom(file: BinaryIO) -> bool:
+    """Whether an open file is DICOM by its magic."""
+    file.seek(0)
+    return sniff(file.read(SNIFF_BYTES)) == "dicom"
+
+
 _MAGIC = (
+    ("dicom", 128, b"DICM"),  # first: its preamble may be a TIFF's, for viewers of those
     ("jpeg", 0, b"\xff\xd8\xff"),
     ("png", 0, b"\x89PNG\r\n\x1a\n"),
     ("tiff", 0, b"II*\0"),
@@ -77,7 +84,6 @@ _MAGIC = (
     ("jpeg2000", 0, b"\xff\x4f\xff\x51"),
     ("jpegxl", 0, b"\0\0\0\x0cJXL \r\n\x87\n"),
     ("jpegxl", 0, b"\xff\x0a"),
-    ("dicom", 128, b"DICM"),
     ("nifti", 344, b"n+1\0"),
     ("nifti", 344, b"ni1\0"),
     ("bmp", 0, b"BM"),
@@ -106,22 +112,20 @@ def open_image(path: str) -> Iterator[tuple[BinaryIO, int]]:
         raise
 
 
-def read_header(path: str, *, first_page: bool = False) -> Header:
-    """The header of an image file.
+def parse_header(
+    file: BinaryIO, size: int, *, first_page: bool = False, frame: int | None = None
+) -> Header:
+    """What an open file of ``size`` bytes declares.
 
     Args:
-        path: the file.
-        first_page: allow a TIFF of several pages, whose first counts.
+        file: at any position.
+        size: in bytes.
+        first_page: allow several pages or frames, of which the first counts.
+        frame: the page or frame that counts, from 0.
 
     Raises:
         ReadError: ``unreadable`` or ``unsupported``.
     """
-    with open_image(path) as (file, size):
-        return parse_header(file, size, first_page=first_page)
-
-
-def parse_header(file: BinaryIO, size: int, *, first_page: bool = False) -> Header:
-    """The header of an open file of ``size`` bytes, see :func:`read_header`."""
     file.seek(0)
     name = sniff(file.read(SNIFF_BYTES))
     if name is None:
@@ -133,19 +137,29 @@ def parse_header(file: BinaryIO, size: int, *, first_page: bool = False) -> Head
             "unsupported",
             f"{name} files are not read by this version: export the image as PNG, TIFF or JPEG",
         )
-    from fundad_fast.data.tiff import tiff_header
-
     try:
-        header = (
-            tiff_header(file, size, first_page=first_page)
-            if name == "tiff"
-            else _PARSERS[name](file, size)
-        )
+        header = _parsed(name, file, size, first_page, frame)
     except (struct.error, IndexError) as error:  # fewer bytes than the format demands
         raise ReadError("unreadable", _TRUNCATED) from error
     if header.width < 1 or header.height < 1:
         raise ReadError("unreadable", f"the header declares {header.width} x {header.height}")
     return header
+
+
+def _parsed(name: str, file: BinaryIO, size: int, first_page: bool, frame: int | None) -> Header:
+    if name == "tiff":
+        from fundad_fast.data.tiff import tiff_header
+
+        return tiff_header(file, size, first_page=first_page)
+    if name == "dicom":
+        from fundad_fast.data.dicom import one_frame, open_dicom
+
+        image = open_dicom(file, size)
+        one_frame(image, first_page, frame)
+        return image.header
+    if frame:
+        raise ReadError("unreadable", f"there is no frame {frame}: a {name} file holds one image")
+    return _PARSERS[name](file, size)
 
 
 def _jpeg(file: BinaryIO, size: int) -> Header:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 Status = Literal[
     "ok",
@@ -35,15 +35,36 @@ class ReadError(Exception):
     Attributes:
         status: one of :data:`STATUSES`.
         reason: one line, without the path (the row has it).
+        identifiers: what the file said of itself before it failed.
     """
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, status: Status, reason: str, identifiers: Identifiers | None = None) -> None:
         super().__init__(f"{status}: {reason}")
         self.status: Status = status
         self.reason = reason
+        self.identifiers = identifiers
 
-    def __reduce__(self) -> tuple[type[ReadError], tuple[str, str]]:
-        return (type(self), (self.status, self.reason))
+    def __reduce__(self) -> tuple[type[ReadError], tuple[Any, ...]]:
+        return (type(self), (self.status, self.reason, self.identifiers))
+
+
+@dataclass(frozen=True, slots=True)
+class Identifiers:
+    """What a DICOM file says of its origin; each part ``None`` where it says nothing.
+
+    Attributes:
+        sop_instance_uid, study_instance_uid, series_instance_uid: as stored.
+        patient_id: as stored.
+        laterality: ``L``, ``R`` or ``B`` (both).
+        acquired: day of acquisition, else of the content, series or study: ``2024-05-31``.
+    """
+
+    sop_instance_uid: str | None = None
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    patient_id: str | None = None
+    laterality: str | None = None
+    acquired: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,10 @@ class Item:
         mask_path: lesion mask, all types together.
         patient_id, laterality, group: as the manifest gives them.
         mask_paths_by_type: pairs (lesion type, mask file), sorted by type.
+        member: name of the image inside the ``.tar`` or ``.zip`` shard that ``path`` names.
+        frame: 0-based frame, page or slice of a file with several; ``None`` for a file of one.
+        offset: where the member's header lies in the shard, so that it is found without a search.
+        identifiers: what a DICOM file says of itself, once it has been read.
     """
 
     id: str
@@ -73,6 +98,22 @@ class Item:
     laterality: str | None = None
     group: str | None = None
     mask_paths_by_type: tuple[tuple[str, str], ...] = ()
+    member: str | None = None
+    frame: int | None = None
+    offset: int | None = None
+    identifiers: Identifiers | None = None
+
+
+def identified(item: Item, identifiers: Identifiers | None) -> Item:
+    """The item with what its file says of itself; a manifest's patient and side come first."""
+    if identifiers is None:
+        return item
+    return replace(
+        item,
+        identifiers=identifiers,
+        patient_id=item.patient_id or identifiers.patient_id,
+        laterality=item.laterality or identifiers.laterality,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ import difflib
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fundad_fast.data.folders import dataset_of_folder
+from fundad_fast.data.frames import with_frames
 from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
 from fundad_fast.data.listing import is_image_file
 from fundad_fast.data.manifest import is_manifest, read_manifest
@@ -49,15 +51,27 @@ def discover(
         DataError: nothing is there, no image is found, ids are not unique, a manifest is wrong, or
             the folder holds several data sets.
     """
+    dataset = _found(source, recursive)
+    items = tuple(with_frames(dataset.items))
+    if len(items) > len(dataset.items):
+        split = len({item.path for item in items if item.frame is not None})
+        note = f"{split} files of several frames: {len(items)} images in all"
+        dataset = replace(dataset, items=items, notes=(*dataset.notes, note))
+    return _unique(dataset)
+
+
+def _found(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool
+) -> Dataset:
     if not isinstance(source, str | os.PathLike):
-        return _unique(_dataset_of_list(source))
+        return _dataset_of_list(source)
     path = os.path.expanduser(os.fspath(source))
     if os.path.isdir(path):
-        return _unique(dataset_of_folder(path, recursive=recursive))
+        return dataset_of_folder(path, recursive=recursive)
     if os.path.lexists(path):
-        return _unique(read_manifest(path) if is_manifest(path) else _dataset_of_file(path))
+        return read_manifest(path) if is_manifest(path) else _dataset_of_file(path)
     if any(character in path for character in _MAGIC_CHARACTERS):
-        return _unique(_dataset_of_pattern(path))
+        return _dataset_of_pattern(path)
     raise DataError(f"{show(path)} does not exist{_near_miss(path)}")
 
 

@@ -13,8 +13,11 @@ from fundad_fast.data.items import show
 
 _IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp")
+    + (".dcm", ".dicom")
 )
 """Taken for images by their name: one that is none becomes a row that says so."""
+
+_WITH_FRAMES = frozenset((".dcm", ".dicom"))
 
 _OTHER_EXTENSIONS = frozenset(
     (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".html")
@@ -22,6 +25,12 @@ _OTHER_EXTENSIONS = frozenset(
     + (".safetensors", ".pt", ".pth", ".xlsx", ".xls", ".docx", ".log", ".db", ".ini")
 )
 """Never images: not opened to find out."""
+
+
+def may_have_frames(name: str) -> bool:
+    """Whether a file of this name can be one of many images: DICOM, or of unknown extension."""
+    extension = os.path.splitext(name)[1].lower()
+    return extension not in _IMAGE_EXTENSIONS or extension in _WITH_FRAMES
 
 
 @dataclass
@@ -42,8 +51,10 @@ class Listing:
 def is_image_file(path: str) -> bool:
     """Whether a file is an image by its extension, or by its first bytes where that says nothing.
 
-    Formats that are recognised but not read (DICOM, GIF ...) count: they become rows that say so.
+    Formats that are recognised but not read (GIF, HEIF ...) count: they become rows that say so.
     """
+    if os.path.basename(path).upper() == "DICOMDIR":  # lists the files beside it
+        return False
     extension = os.path.splitext(path)[1].lower()
     if extension in _IMAGE_EXTENSIONS:
         return True

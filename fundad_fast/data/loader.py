@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from fundad_fast.batch import Batch
-from fundad_fast.data.items import Item, ReadError, Status
+from fundad_fast.data.items import Item, ReadError, Status, identified
 from fundad_fast.data.preparation import Prepared, prepare
-from fundad_fast.data.readers import PixelBuffer, read_image
+from fundad_fast.data.readers import Picture, PixelBuffer, read_picture
 
 if TYPE_CHECKING:
     from fundad_fast.data.spec import InputSpec
@@ -31,8 +31,9 @@ class Source(Protocol):
     items: tuple[Item, ...]
     any_depth: bool
 
-    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray:
-        """The pixels ``[h, w, c]`` of item ``index``, valid until this thread's next call."""
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray | Picture:
+        """The pixels ``[h, w, c]`` of item ``index``, valid until this thread's next call; with
+        what its file says of itself, where it does."""
         ...
 
 
@@ -45,13 +46,13 @@ class FileSource:
         self.items = tuple(items)
         self._local = threading.local()
 
-    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray:
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> Picture:
         """See :class:`Source`; raises ReadError."""
         buffer = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = PixelBuffer()
-        return read_image(
-            self.items[index].path,
+        return read_picture(
+            self.items[index],
             max_megapixels=max_megapixels,
             first_page=spec.pages == "first",
             buffer=buffer,
@@ -168,6 +169,9 @@ class Loader:
         result = _Result(self.items[index])
         try:
             pixels = self.source.read(index, self.spec, self.max_megapixels)
+            if isinstance(pixels, Picture):
+                pixels, identifiers = pixels
+                result.item = identified(result.item, identifiers)
             prepared = prepare(
                 pixels, self.spec, any_depth=self.source.any_depth, out=block.image[place]
             )
@@ -175,6 +179,7 @@ class Loader:
                 block.mask[place] = prepared.mask
             result.prepared = prepared
         except ReadError as error:
+            result.item = identified(result.item, error.identifiers)
             result.failure = Failure(result.item, error.status, error.reason)
         except Exception as error:  # the border of one image: none may end the run of the others
             result.failure = Failure(result.item, "failed", _said(error))

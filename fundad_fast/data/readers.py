@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a file to pixels: JPEG (libjpeg-turbo), PNG, BMP, WebP (OpenCV) and TIFF (tifffile).
+"""From a file to pixels: JPEG (libjpeg-turbo), PNG, BMP, WebP (OpenCV), TIFF (tifffile), DICOM.
 
 The decoders release the interpreter lock, and every function may be called from many threads.
 EXIF orientation is applied, as viewers do, so that "original pixels" are those a person sees.
@@ -8,13 +8,14 @@ EXIF orientation is applied, as viewers do, so that "original pixels" are those 
 from __future__ import annotations
 
 import math
-import os
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from fundad_fast.data.headers import Header, open_image, parse_header
-from fundad_fast.data.items import ReadError
+from fundad_fast.data.dicom import DicomImage, LastDicom, one_frame
+from fundad_fast.data.headers import Header, is_dicom, parse_header
+from fundad_fast.data.items import Identifiers, Item, ReadError
+from fundad_fast.data.opening import Source, frame_of, open_source, version_of
 
 _BYTES_PER_PIXEL = 32
 """More than any format needs; a larger file is no honest image of its size."""
@@ -41,9 +42,22 @@ class PixelBuffer:
         return self._memory
 
 
+class Picture(NamedTuple):
+    """Pixels, and what the file says of its origin.
+
+    Attributes:
+        pixels: as :func:`read_image` returns them.
+        identifiers: of a DICOM file.
+    """
+
+    pixels: np.ndarray
+    identifiers: Identifiers | None = None
+
+
 def read_image(
-    path: str | os.PathLike[str],
+    source: Source,
     *,
+    frame: int | None = None,
     max_megapixels: float = 200.0,
     first_page: bool = False,
     buffer: PixelBuffer | None = None,
@@ -51,45 +65,91 @@ def read_image(
     """Read the pixels of an image file, its format told by its content, not by its name.
 
     Args:
-        path: a JPEG, PNG, TIFF, BMP or WebP file.
+        source: a JPEG, PNG, TIFF, BMP, WebP or DICOM file: a path, an item, the file's bytes, or
+            an open seekable file.
+        frame: the page or frame to read, from 0; by default an item's own.
         max_megapixels: a larger image is refused from its header, before it is decoded.
-        first_page: read the first page of a TIFF with several, which is refused otherwise.
+        first_page: read the first page or frame of several, which are refused otherwise.
         buffer: memory to decode into; the result is then valid until the buffer's next use.
 
     Returns:
         ``[h, w, c]`` with c = 1 (grey) or 3 (RGB), uint8, uint16 or float32, contiguous, upright.
         Palettes are expanded, fully opaque alpha is dropped, bilevel images become 0 and 255.
+        Grey values of DICOM are rescaled and windowed, see :mod:`fundad_fast.data.greyscale`.
 
     Raises:
         ReadError: ``unreadable`` (missing, empty, damaged, cut short), ``unsupported`` (CMYK,
             transparency, several pages, a format or sample type that is not read), ``too_large``,
             ``non_finite``.
     """
-    with open_image(os.fspath(path)) as (file, size):
-        header = parse_header(file, size, first_page=first_page)
-        _check_size(header, size, max_megapixels)
-        if header.channels == 4:
-            raise ReadError(
-                "unsupported", "a CMYK image, made for print: save it as RGB (sRGB) first"
-            )
+    return read_picture(
+        source, frame=frame, max_megapixels=max_megapixels, first_page=first_page, buffer=buffer
+    ).pixels
+
+
+def read_picture(
+    source: Source,
+    *,
+    frame: int | None = None,
+    max_megapixels: float = 200.0,
+    first_page: bool = False,
+    buffer: PixelBuffer | None = None,
+    labels: bool = False,
+) -> Picture:
+    """As :func:`read_image`, with what a DICOM file says of itself; a DICOM segmentation is
+    ``unsupported`` unless ``labels`` are wanted."""
+    frame = frame_of(source, frame)
+    with open_source(source) as (file, size):
         try:
+            if is_dicom(file):
+                key = version_of(source) if isinstance(source, Item) else None
+                image = _last_dicom.open(file, size, key)
+                return _read_dicom(image, file, frame, max_megapixels, first_page, labels)
+            header = parse_header(file, size, first_page=first_page, frame=frame)
+            _check_size(header, max_megapixels)
+            _check_bytes(size, max_megapixels)
+            if header.channels == 4:
+                raise ReadError(
+                    "unsupported", "a CMYK image, made for print: save it as RGB (sRGB) first"
+                )
             pixels = _decode(file, header, first_page, buffer)
         except MemoryError as error:
-            megapixels = header.width * header.height / 1e6
-            raise ReadError(
-                "failed", f"not enough memory to decode {megapixels:.1f} megapixels"
-            ) from error
+            raise ReadError("failed", "not enough memory to decode this image") from error
     if pixels.shape[:2] != (header.height, header.width):
         raise ReadError(
             "unreadable",
             f"the header declares {header.width} x {header.height} pixels, the data holds "
             f"{pixels.shape[1]} x {pixels.shape[0]}",
         )
-    return _upright(pixels, header.orientation)
+    return Picture(_upright(pixels, header.orientation))
+
+
+_last_dicom = LastDicom()
+
+
+def _read_dicom(
+    image: DicomImage,
+    file: BinaryIO,
+    frame: int | None,
+    max_megapixels: float,
+    first: bool,
+    labels: bool,
+) -> Picture:
+    from fundad_fast.data.dicom_pixels import dicom_pixels
+
+    try:
+        if image.labels and not labels:
+            raise ReadError("unsupported", "a DICOM segmentation: labels, no image")
+        frame = one_frame(image, first, frame)
+        _check_size(image.header, max_megapixels)
+    except ReadError as error:
+        error.identifiers = image.identifiers
+        raise
+    return Picture(dicom_pixels(image, file, frame), image.identifiers)
 
 
 def read_mask(
-    path: str | os.PathLike[str],
+    path: Source,
     *,
     shape: tuple[int, int] | None = None,
     max_megapixels: float = 200.0,
@@ -108,8 +168,8 @@ def read_mask(
     Raises:
         ReadError: as :func:`read_image`, and ``unsupported`` for another aspect.
     """
-    pixels = read_image(path, max_megapixels=max_megapixels, first_page=True)
-    with open_image(os.fspath(path)) as (file, _):
+    pixels = read_picture(path, max_megapixels=max_megapixels, first_page=True, labels=True).pixels
+    with open_source(path) as (file, _):
         jpeg = file.read(2) == b"\xff\xd8"
     mask: np.ndarray = np.any(pixels > (127 if jpeg else 0), axis=2)
     if shape is not None and not _same_aspect(mask.shape, shape):
@@ -128,7 +188,7 @@ def _same_aspect(a: tuple[int, ...], b: tuple[int, int]) -> bool:
     return abs(w - width / scale) <= 1 or abs(h - height * w / width) <= 1
 
 
-def _check_size(header: Header, size: int, max_megapixels: float) -> None:
+def _check_size(header: Header, max_megapixels: float) -> None:
     megapixels = header.width * header.height / 1e6
     if megapixels > max_megapixels:
         raise ReadError(
@@ -136,6 +196,11 @@ def _check_size(header: Header, size: int, max_megapixels: float) -> None:
             f"{header.width} x {header.height} = {megapixels:.1f} megapixels; the limit is "
             f"{max_megapixels:g} (--max-megapixels)",
         )
+    if header.width < 1 or header.height < 1:
+        raise ReadError("unreadable", f"the header declares {header.width} x {header.height}")
+
+
+def _check_bytes(size: int, max_megapixels: float) -> None:
     if size > max_megapixels * 1e6 * _BYTES_PER_PIXEL:
         raise ReadError(
             "too_large",

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens what pixels are read from: a path, an item, bytes or an open file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fundad_fast.data.headers import Header, open_image, parse_header
+from fundad_fast.data.items import Item, ReadError
+
+Source = str | os.PathLike[str] | Item | bytes | BinaryIO
+"""A path, an item (whose frame counts), the bytes of an image file, or such a file, seekable."""
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a source; yields a seekable file and its size in bytes. Raises ReadError.
+
+    An open file is left open, at any position.
+    """
+    if isinstance(source, Item):
+        with open_image(source.path) as opened:
+            yield opened
+    elif isinstance(source, str | os.PathLike):
+        with open_image(os.fspath(source)) as opened:
+            yield opened
+    else:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise ReadError("unreadable", "the file is empty (0 bytes)")
+        yield file, size
+
+
+def frame_of(source: Source, frame: int | None) -> int | None:
+    """The frame asked for, else the item's."""
+    return source.frame if frame is None and isinstance(source, Item) else frame
+
+
+def version_of(item: Item) -> tuple[object, ...] | None:
+    """What tells a frame's file, and the version of it, from others; ``None`` without frames."""
+    if item.frame is None:
+        return None
+    try:
+        facts = os.stat(item.path)
+    except OSError:
+        return None
+    return item.path, item.member, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def read_header(source: Source, *, first_page: bool = False, frame: int | None = None) -> Header:
+    """The header of an image file.
+
+    Args:
+        source: the file.
+        first_page: allow a file of several pages or frames, whose first counts.
+        frame: the page or frame that counts, from 0; by default an item's own.
+
+    Raises:
+        ReadError: ``unreadable`` or ``unsupported``.
+    """
+    with open_source(source) as (file, size):
+        return parse_header(file, size, first_page=first_page, frame=frame_of(source, frame))
