@@ -144,6 +144,19 @@ def test_nearest_measures_few_rows(on_the_cpu):
     assert on_the_cpu.exchanges() - before < 0.05 * 5 * len(q) * len(bank)
 
 
+def test_nearest_where_a_picture_looks_nearer_than_its_row():
+    bank = torch.zeros(600, 200)
+    bank[5:, :150] = 10 * torch.randn(595, 150, generator=torch.Generator().manual_seed(10))
+    bank[5:, 0] *= 9
+    q = torch.zeros(1, 200)
+    q[0, 180] = bank[0, 181] = bank[2, 180] = bank[4, 180] = 20
+    bank[2, 0], bank[4, 0] = 10, 20  # row 0 looks as if it were the query, and is farther than 4
+    bank[[1, 3], 1] = 90
+    dist2, index = run("nearest", (q, bank, 2, []))
+    assert index.tolist() == [[2, 4]]
+    assert dist2.tolist() == [[100, 400]]
+
+
 def test_nearest_makes_what_it_needs_of_a_bank_once(monkeypatch):
 
     bank, q = curved(300, 4), curved(10, 5)

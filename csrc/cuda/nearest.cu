@@ -190,12 +190,12 @@ __device__ float limit_of(const NearestSearch& a, std::int64_t i, double worst) 
   return static_cast<float>(limit + fabs(limit) * 5e-7);
 }
 
-// Puts a row into its place among the k best, ordered by distance and then by index.
+// Puts a row into its place among the k best. Rows come in ascending order: equals go behind.
 __device__ void insert(double* best, std::int64_t* rows, std::int64_t k, double dist2,
                        std::int64_t row) {
   std::int64_t j = k - 1;
-  if (dist2 > best[j] || (dist2 == best[j] && row > rows[j])) return;
-  for (; j > 0 && (dist2 < best[j - 1] || (dist2 == best[j - 1] && row < rows[j - 1])); --j) {
+  if (dist2 >= best[j]) return;
+  for (; j > 0 && dist2 < best[j - 1]; --j) {
     best[j] = best[j - 1];
     rows[j] = rows[j - 1];
   }
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) nearest_refine(NearestSearch a) {
       limits[local] = there ? limit_of(a, first + local, a.worst[first + local]) : -INFINITY;
     for (std::int64_t j = lane; j < a.k && there; j += kWarp) {
       a.found_dist2[list_of(local) + j] = INFINITY;
-      a.found_row[list_of(local) + j] = a.n;  // an equal distance replaces it
+      a.found_row[list_of(local) + j] = a.n;
     }
   }
   Products<P> products;
