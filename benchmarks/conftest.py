@@ -12,12 +12,9 @@ it, which is printed last.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +31,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 import roofline
 from cases import KINDS, real_rows
+from environment import environment
 from table import table
-
-from fundad_fast import __version__, ops
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,6 +102,7 @@ class Results:
         *,
         device: str = "cpu",
         work: roofline.Work | None = None,
+        once: bool = False,
         **notes: Any,
     ) -> Race:
         """Run candidates in turn.
@@ -116,6 +113,7 @@ class Results:
                 divided by it. A rival whose every step costs the same need not finish.
             device: whose clock counts.
             work: what the plain form of the whole work needs, for the share of the roofline.
+            once: a single round without one to warm up, for work of minutes.
             notes: kept in the JSON.
         """
         race = Race(name, {key: [] for key in candidates}, notes)
@@ -127,6 +125,9 @@ class Results:
             return time.perf_counter() - began
 
         def all_rounds() -> None:
+            if once:
+                one_round()
+                return
             one_round()  # to warm up: forgotten
             for seconds in race.seconds.values():
                 seconds.clear()
@@ -176,22 +177,22 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
 
 @pytest.fixture
 def results(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Results]:
-    options = request.config
-    results = options.stash.setdefault(
-        RESULTS, Results(options.getoption("--rounds"), options.getoption("--seconds"))
+    config = request.config
+    results = config.stash.setdefault(
+        RESULTS, Results(config.getoption("--rounds"), config.getoption("--seconds"))
     )
     results.benchmark = benchmark
     yield results
     results.benchmark = None
+    _write(results, config)  # now: a run that is stopped keeps what it has
 
 
 RESULTS = pytest.StashKey[Results]()
+STAMP = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    results = config.stash.get(RESULTS, None)
-    if results is None or not results.races:
-        return
+def _write(results: Results, config: pytest.Config) -> tuple[str, Path]:
+    """The table, and the file it stands in; the JSON lies beside it."""
     content = {
         "environment": environment(),
         "rounds": results.rounds,
@@ -199,54 +200,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         "races": [asdict(race) for race in results.races],
         "skipped": results.skipped,
     }
-    folder = Path(config.getoption("--results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    file = Path(config.getoption("--results")) / f"races-{STAMP}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
     text = table([content])
-    (folder / f"races-{stamp}.md").write_text(text)
-    (folder / f"races-{stamp}.json").write_text(json.dumps(content, indent=1))
-    terminalreporter.write_line(f"\n{text}\nwritten to {folder}/races-{stamp}.md and .json")
+    file.write_text(text)
+    file.with_suffix(".json").write_text(json.dumps(content, indent=1))
+    return text, file
 
 
-LIBRARIES = (
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "opencv-python-headless",
-    "triton",
-    "timm",
-    "faiss-cpu",
-    "anomalib",
-    "pie-torch",
-)
-
-
-def environment() -> dict[str, str]:
-    """What the numbers depend on."""
-    libraries = {}
-    for name in LIBRARIES:
-        try:
-            libraries[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            libraries[name] = "not installed"
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    except FileNotFoundError:  # a machine without git
-        commit = "unknown"
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    return {
-        "fundad_fast": f"{__version__} ({commit})",
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
-        "CPU": cpu,
-        "instruction set": ops.build().get("instruction set in force", "torch only"),
-        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "CUDA": str(torch.version.cuda) if torch.cuda.is_available() else "none",
-        "Python": platform.python_version(),
-        **libraries,
-    }
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    results = config.stash.get(RESULTS, None)
+    if results is None or not results.races:
+        return
+    text, file = _write(results, config)
+    terminalreporter.write_line(f"\n{text}\nwritten to {file} and .json")

@@ -20,12 +20,22 @@ HEAD = (
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One table per run, with what it depends on below.
+    """One table per run, of races or of single figures, with what it depends on below.
 
     The share is of the roofline measured in the same run: the least time that the plain form of
     the work could take there, over the median time.
     """
-    return "\n".join(_of_run(run) for run in runs)
+    return "\n".join(_of_figures(run) if "figures" in run else _of_run(run) for run in runs)
+
+
+def _of_figures(run: dict[str, Any]) -> str:
+    lines = [f"| {run['title']} | | bar | |\n|---|---|---|---|"]
+    for figure in run["figures"]:
+        value = f"{figure['value']:.4g} {figure['unit']}".strip()
+        lines.append(f"| {figure['name']} | {value} | {figure['bar']} | {figure['note']} |")
+    facts = {**run["settings"], **run["environment"]}
+    lines += ["", f"* {', '.join(f'{key} {value}' for key, value in facts.items())}", ""]
+    return "\n".join(lines)
 
 
 def _of_run(run: dict[str, Any]) -> str:
@@ -55,7 +65,7 @@ def _line(race: dict[str, Any], ours: str, rival: str | None, bar: float | None)
         theirs = race["seconds"][rival]
         ratios = [a / b for a, b in zip(theirs, mine, strict=True)]
         middle = statistics.median(ratios)
-        cells += [rival, _time(theirs), f"{middle:.2g} ({min(ratios):.2g} to {max(ratios):.2g})"]
+        cells += [rival, _time(theirs), f"{middle:.3g} ({min(ratios):.3g} to {max(ratios):.3g})"]
     cells.append("" if bar is None else f"≥ {bar:g}")
     return f"| {' | '.join(cells)} |"
 

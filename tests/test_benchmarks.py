@@ -61,6 +61,16 @@ def test_the_table_says_what_was_measured(tmp_path):
     assert "give the JSON files" in empty.stderr
 
 
+def test_single_figures_have_a_table(path):
+    from table import table
+
+    figure = {"name": "best", "value": 151.23456, "unit": "1/s", "bar": "≥ 150", "note": "of 8"}
+    run = {"title": "ReSAD", "settings": {"size": 784}, "environment": {}, "figures": [figure]}
+    lines = table([RUN, run]).split("\n")
+    assert lines[lines.index("| ReSAD | | bar | |") + 2] == "| best | 151.2 1/s | ≥ 150 | of 8 |"
+    assert "* size 784" in lines
+
+
 def test_the_share_is_of_the_nearer_roof(path):
     from roofline import Roof, Work
 
