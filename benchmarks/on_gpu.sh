@@ -5,7 +5,7 @@
 #   benchmarks/on_gpu.sh [WHEELS] [--dry]
 #
 # builds with CUDA, runs the tests on the GPU, measures the operators beside their rivals and ReSAD
-# end to end, and prints the table last. JSON, table and logs go to $OUT, or to where it was called.
+# end to end, and prints the table last. JSON, table and log go to $OUT, or to where it was called.
 #
 # The machine needs python3 with torch, timm, numpy, scipy, scikit-learn, pytest, pytest-benchmark,
 # pybind11 and scikit-build-core, and nvcc. What else the package wants is installed from WHEELS, a
@@ -54,9 +54,10 @@ step() {
   [ "$limit" -lt "$left" ] && left=$limit
   if [ "$left" -ge 5 ]; then
     echo "== $name, at most $left s"
-    timeout -s INT -k 10 "$left" bash -c "$name" >"$out/$name.log" 2>&1
+    timeout -s INT -k 10 "$left" bash -c "$name" >"$work/log" 2>&1
     rc=$?
-    last=$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1 | tr '\t|' '  ' | cut -c 1-160)
+    { echo "== $name, exit status $rc" && cat "$work/log"; } >>"$out/log.txt"
+    last=$(grep -v '^[[:space:]]*$' "$work/log" | tail -n 1 | tr '\t|' '  ' | cut -c 1-160)
     [ "$rc" = 124 ] && last="stopped after $left s: $last"
   fi
   printf '%s\t%s\t%s\t%s\n' "$name" "$rc" "$((SECONDS - began))" "$last" >>"$work/steps"
@@ -145,7 +146,7 @@ other_tests() {
 }
 
 export -f pip_install run_pytest prepare build operator_tests races end_to_end other_tests
-rm -f "$out"/races-*.json "$out/end_to_end.json"
+rm -f "$out"/races-*.{json,md} "$out"/{end_to_end.json,log.txt}
 echo "on_gpu.sh: results go to $out"
 step prepare 60
 if step build 200; then
@@ -172,5 +173,6 @@ runs=()
 for file in "$out"/steps.json "$out"/races-*.json "$out/end_to_end.json"; do
   [ -f "$file" ] && runs+=("$file")
 done
+rm -f "$out"/races-*.md # it is a part of table.md
 "$py" "$root/benchmarks/table.py" "${runs[@]}" | tee "$out/table.md"
 exit "$failed"
