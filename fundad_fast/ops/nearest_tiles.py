@@ -234,6 +234,7 @@ def _pays(rows: Tensor, center: Tensor, tiles: Tiles) -> bool:
     out = [torch.empty(len(q), 2, dtype=kind) for kind in (torch.float64, torch.float32)]
     out.append(torch.empty(len(q), 2, dtype=torch.int64))
     left, fine, measured = search(q, rows, center, tiles.tensors(), out)
-    # In units of a multiplication of plain products, as measured with AVX-512.
-    effort = len(q) * n * COARSE / 4 + left * ROWS * FINE / 2 + fine * 800 + measured * 10 * d
+    # In multiplications of plain products; the weights are rounded up from times with AVX-512.
+    effort = len(q) * (n * COARSE // 2 + 4 * d * AXES) + left * ROWS * FINE
+    effort += fine * 1000 + measured * 15 * d
     return effort < len(q) * n * d
