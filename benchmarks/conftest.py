@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, default=5)
     group.addoption("--seconds", type=float, default=30, help="of a race, if two rounds take less")
     group.addoption("--dry", action="store_true", help="small sizes: a rehearsal, no measurement")
+    group.addoption("--tune", action="store_true", help="fill the table of Triton's block sizes")
     group.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="of test_operators.py")
     group.addoption("--results", default=".benchmarks", help="folder for JSON and Markdown")
 
