@@ -219,6 +219,18 @@ def test_a_query_measures_few_tiles():
 
 
 @here
+def test_rows_that_differ_by_less_than_16_bits_can_tell():
+    """One row of each tile is near, all nearly equally: rounding puts them in another order."""
+    for seed in range(6):
+        away = normal(640, 3, seed=seed).double()
+        away /= away.norm(dim=1, keepdim=True)
+        far = torch.full((640, 1), 3.0, dtype=torch.float64)
+        far[::64] = 1 + 1e-5 * normal(10, 1, seed=seed + 50).double()
+        q = normal(1, 3, seed=seed + 90)
+        agree("nearest", q, (q + far * away).float(), 1, [])
+
+
+@here
 def test_a_bank_that_changes_in_place_is_rounded_anew():
     op, q, bank = OPS["nearest"], normal(3, 5), normal(70, 5, seed=1)
     with op.using("triton"):
