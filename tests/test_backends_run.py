@@ -20,7 +20,7 @@ PROMISED = {
     "kcenter": {"cpu", "torch", "cuda"},
     "nearest": {"cpu", "torch", "faiss", "cuda", "triton"},
     "poisson_blend": {"cpu", "torch", "cuda", "triton"},
-    "self_attention": {"torch", "triton"},
+    "self_attention": {"cpu", "torch", "triton"},
     "self_attention_backward": {"torch"},
 }
 WITHOUT_A_GPU = ("cpu", "torch", "triton")
