@@ -46,6 +46,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", default=".benchmarks", help="folder for JSON and Markdown")
 
 
+def pytest_configure() -> None:
+    environment()  # before a race changes the number of threads
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rows" in metafunc.fixturenames:
         files = metafunc.config.getoption("--rows")

@@ -53,7 +53,7 @@ def test_box(name: str, threads: int, results: Results) -> None:
         "scipy": many(lambda: blend_scipy(*arrays, threads)),
         "torch products": many(lambda: blend_products(target, source, mask)),
     }
-    label = f"poisson_blend, {name}, {threads} threads"
+    label = f"poisson_blend, {name}, threads {threads}"
     if results.installed(label, "pietorch"):
         from pietorch import blend_dst_numpy
 
@@ -74,7 +74,7 @@ def test_ragged_batch(threads: int, results: Results) -> None:
         "scipy": many(lambda: [blend_scipy(*one, threads) for one in arrays]),
         "torch products": many(lambda: [blend_products(*one) for one in boxes]),
     }
-    name = f"poisson_blend, {len(boxes)} boxes of the {len(BOXES)} shapes, {threads} threads"
+    name = f"poisson_blend, {len(boxes)} boxes of the {len(BOXES)} shapes, threads {threads}"
     race(name, candidates, results, work(masks))
 
 
@@ -109,7 +109,7 @@ def test_opencv(name: str, threads: int, results: Results) -> None:
         "cpu": many(lambda: ops.poisson_blend(target, source, mask)),
         "OpenCV": many(lambda: cv2.seamlessClone(pictures[1], wide, spot, middle, cv2.MIXED_CLONE)),
     }
-    race(f"poisson_blend, {name}, 3 channels, {threads} threads", candidates, results, None)
+    race(f"poisson_blend, {name}, 3 channels, threads {threads}", candidates, results, None)
 
 
 @pytest.mark.parametrize("name", BOXES)
