@@ -14,7 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rivals
@@ -24,12 +27,36 @@ from cases import WEIGHTS
 from fundad_fast.backbones import load_backbone
 from fundad_fast.data import InputSpec, Loader, discover
 from fundad_fast.methods import ReSAD, make_config
+from fundad_fast.methods.config import MemoryBankConfig
 from fundad_fast.methods.coreset import bank_size, choose, projection_matrix
 from fundad_fast.methods.features import CombinedFeatures
-from fundad_fast.progress import Bars
+from fundad_fast.progress import Bars, Task
 from fundad_fast.spill import RowStore
 
 UNPRUNED_PICKS = 8
+
+
+class Timed(Bars):
+    """Bars, and a file that holds the seconds of this call and its picks so far, kill or not."""
+
+    def __init__(self, file: Path, earlier: list[dict[str, float]]) -> None:
+        self.file, self.earlier, self.picks = file, earlier, 0
+        self.began = time.perf_counter()
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+        with super().task(name, total, unit) as bar:
+            self.bar = bar
+            yield self
+
+    def advance(self, n: int = 1, **info: Any) -> None:
+        self.bar.advance(n, **info)
+        self.picks += n
+        self.note()
+
+    def note(self) -> None:
+        mine = {"seconds": time.perf_counter() - self.began, "picks_at_its_end": self.picks}
+        self.file.write_text(json.dumps([*self.earlier, mine]))
 
 
 def main() -> None:
@@ -41,6 +68,7 @@ def main() -> None:
 
     settings = {"backbone": "resnet18", "image_size": args.image_size, "memory_budget": 16 * 2**30}
     config = make_config(ReSAD, "paper", settings)
+    assert isinstance(config, MemoryBankConfig)
     net = load_backbone(config.backbone, config.layers, args.data / WEIGHTS)
     features = CombinedFeatures(net, config)
     store = RowStore(features.dim, folder=args.output / "rows")
@@ -61,11 +89,9 @@ def main() -> None:
 
     clock = args.output / "seconds.json"
     spent = json.loads(clock.read_text()) if clock.exists() else []
-    began = time.perf_counter()
-    before = resumed(args.output)
-    chosen = choose(store, range(len(store.ids)), config, name="bank", progress=Bars())
-    spent.append({"seconds": time.perf_counter() - began, "picks_before": before})
-    clock.write_text(json.dumps(spent))
+    timed = Timed(clock, spent)
+    chosen = choose(store, range(len(store.ids)), config, name="bank", progress=timed)
+    timed.note()
 
     matrix = projection_matrix(len(store), store.d, config.projection_eps, config.seed)
     x = store.all() if matrix is None else store.all() @ matrix
@@ -82,18 +108,12 @@ def main() -> None:
         "picks": k,
         "covering_radius": chosen.radius,
         "shards": chosen.shards,
-        "calls": spent,
+        "calls": json.loads(clock.read_text()),
         "unpruned_s_extrapolated": unpruned,
         "threads": torch.get_num_threads(),
     }
     (args.output / "large_bank.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
-
-
-def resumed(output: Path) -> int:
-    """How many picks an earlier call left."""
-    files = list((output / "rows").glob("picks-*.npy"))
-    return len(np.load(files[0])) if files else 0
 
 
 if __name__ == "__main__":
