@@ -31,7 +31,7 @@ SCHEMA = 1
 PART_ROWS = 1024
 PART_SECONDS = 30.0
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 class RunError(RuntimeError):
@@ -150,7 +150,7 @@ class RunFolder:
         self._check_ours()
         self.path.mkdir(parents=True, exist_ok=True)
         # Never unlinked: who waits at a file that is gone would hold a lock that nobody sees.
-        lock = open(self.path / _LOCK, "a")
+        lock = open(self.path / LOCK, "a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             going_on = self._begin()
@@ -199,7 +199,7 @@ class RunFolder:
         for entry in self.path.iterdir():
             torn = entry.name.startswith(".run.json.") and entry.name.endswith(".part")
             unused = entry.name == "scores" and entry.is_dir() and not score_parts(self.path)
-            if not (entry.name == _LOCK or torn or unused):
+            if not (entry.name == LOCK or torn or unused):
                 raise RunError(
                     f"{self.path} exists and is not a run folder; give another -o, or --overwrite"
                 )
@@ -263,13 +263,17 @@ class RunFolder:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            parts = score_parts(self.path)
-            number = 1 + int(parts[-1].stem.split("-")[1]) if parts else 0
             table = pa.Table.from_pylist(self._rows, schema=row_schema())
-            with replacing(self.path / "scores" / f"part-{number:05d}.parquet") as file:
+            with replacing(self.next_part()) as file:
                 pq.write_table(table, file)
             self._rows = []
         self._opened = time.monotonic()
+
+    def next_part(self) -> Path:
+        """Where the next file of rows belongs."""
+        parts = score_parts(self.path)
+        number = 1 + int(parts[-1].stem.split("-")[1]) if parts else 0
+        return self.path / "scores" / f"part-{number:05d}.parquet"
 
     def save_map(self, name: str, values: np.ndarray, affine: np.ndarray) -> str:
         """Write a map ``[h', w']`` with its affine to original pixels; returns its relative path.

@@ -242,6 +242,29 @@ def test_what_failed_is_tried_again_when_asked(model, cohort, tmp_path):
     assert "another" in said.strip().splitlines()[-1]
 
 
+def test_shards_are_scored_and_merged(model, cohort, tmp_path):
+    data = cohort / "test"
+    for i in (1, 2):
+        call(
+            *("score", data, "-m", model, "-o", tmp_path / f"s{i}", "--shard", f"{i}/2"),
+            *("--overlays", "all"),
+        )
+    said = call("merge", tmp_path / "s1", "-o", tmp_path / "all", code=2)
+    assert "of 2 shards, 1 are missing: 2" in said
+    assert "8 ok" in call("merge", tmp_path / "s2", tmp_path / "s1", "-o", tmp_path / "all")
+    assert len({r["id"] for r in rows(tmp_path / "all")}) == 8
+    assert len(list((tmp_path / "all/overlays").iterdir())) == 8
+    assert (tmp_path / "all/report.html").is_file()
+    both = (tmp_path / "s1", tmp_path / "s2")
+    assert "exists" in call("merge", *both, "-o", tmp_path / "all", code=2)
+    call("merge", *both, "-o", tmp_path / "all", "--overwrite", "--no-report")
+    assert not (tmp_path / "all/report.html").exists()
+    said = call("score", data, "-m", model, "-o", tmp_path / "x", "--shard", "3/2", code=2)
+    assert "shard '3/2': want i/n" in said
+    said = call("score", data, "-m", model, "-o", tmp_path / "x", "--limit", 3, "--dry-run")
+    assert "would score 3 images into" in said
+
+
 def test_two_runs_are_compared_on_the_same_images(model, cohort, tmp_path):
     call("fit", cohort, "-o", tmp_path / "m", *SETTINGS, "--set", "combination=F")
     call("eval", cohort, "-m", tmp_path / "m", "-o", tmp_path / "a", "--intervals", 20)

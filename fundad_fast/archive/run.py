@@ -25,6 +25,7 @@ from ..evaluation.thresholds import score_percentile
 from ..progress import Progress
 from ..run_folder import RunError, RunFolder, read_rows
 from .regions import map_affine, top_regions
+from .sharding import Shard
 
 Check = Callable[[Item, Prepared], tuple[str, str] | None]
 Files = tuple[int | None, int | None, int | None, int | None]
@@ -50,6 +51,8 @@ class ScoreOptions:
         max_megapixels: larger images are refused.
         save_maps: whether maps are written.
         retry_failed: score again what failed, even where its files have not changed.
+        limit: only so many inputs, the first ones of the shard, are to have rows.
+        shard: score only this part of the inputs.
     """
 
     batch_size: int = 8
@@ -57,6 +60,8 @@ class ScoreOptions:
     max_megapixels: float = 200.0
     save_maps: bool = True
     retry_failed: bool = False
+    limit: int | None = None
+    shard: Shard | None = None
 
 
 def score_run(
@@ -104,15 +109,18 @@ def score_run(
         "model": describe_model(bundle),
         # What must stay the same while a run goes on. The limit of megapixels is not of them: a
         # higher one is how inputs that were too large are tried again.
-        "settings": {"save_maps": options.save_maps},
+        "settings": {"save_maps": options.save_maps}
+        | ({"shard": str(options.shard)} if options.shard else {}),
         "max_megapixels": options.max_megapixels,
         "environment": environment(),
         "intended_use": "research; no clinical claim",
     }
+    if options.shard:
+        items = [item for item in items if options.shard.holds(item.id)]
     began = time.monotonic()
     with RunFolder(out, about) as run:
         done = _keep_rows(run, dataset.layout, items, options.retry_failed)
-        todo = [item for item in items if item.id not in done]
+        todo = [item for item in items[: options.limit] if item.id not in done]
         # Before anything is read: what changes while the run goes on is noticed by the next one.
         files = {item.id: _files(item) for item in todo}
         loader = Loader(
@@ -122,8 +130,9 @@ def score_run(
             threads=options.threads,
             max_megapixels=options.max_megapixels,
         )
-        with progress.task("score", len(items), "images") as task:
-            task.advance(len(items) - len(todo))
+        wanted = len(items[: options.limit])
+        with progress.task("score", wanted, "images") as task:
+            task.advance(wanted - len(todo))
             for chunk in loader:
                 for row in _rows(bundle, chunk, run, options, check):
                     row.update(zip(_FILE_COLUMNS, files[row["id"]]))
@@ -132,7 +141,9 @@ def score_run(
         run.flush()
         counts = count_statuses(out)
         seconds = round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3)
-        run.write_json("run.json", {**run.about, "counts": counts, "seconds": seconds})
+        left = len(items) - len(done) - len(todo)
+        ends = {"inputs": len(items), "left": left, "counts": counts, "seconds": seconds}
+        run.write_json("run.json", {**run.about, **ends})
         run.log("end", counts=counts)
     return counts
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: fit, score, eval, report, demo, info.
+"""The command line: fit, score, merge, eval, report, demo, info.
 
 Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable input.
 """
@@ -19,6 +19,7 @@ from .options import (
     BatchSize,
     Config,
     Device,
+    Limit,
     Megapixels,
     Model,
     Overlays,
@@ -28,6 +29,7 @@ from .options import (
     RetryFailed,
     Seed,
     Settings,
+    ShardOption,
     Show,
     Strict,
     TargetFpr,
@@ -45,8 +47,10 @@ from .steps import (
     discover,
     fresh,
     make_detector,
+    print_counts,
     print_fitted,
     print_plan,
+    print_score_plan,
     print_settings,
     replace_model,
     restore_model,
@@ -54,6 +58,7 @@ from .steps import (
     test_images,
     told,
     use_threads,
+    which_shard,
 )
 
 DEMO_MARK = "fundad-demo.txt"
@@ -150,6 +155,8 @@ def score(
     strict: Strict = False,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
+    limit: Limit = None,
+    shard: ShardOption = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
@@ -158,8 +165,9 @@ def score(
         source = from_stdin(null) if inputs == ["-"] else inputs
         dataset = discover(source)
         print(dataset.describe())
+        part = which_shard(shard)
         if dry_run:
-            print(f"would score {len(dataset.items)} images into {output}")
+            print_score_plan(dataset, part, limit, output)
             return
         apart(output, [model, *source], dataset.items)
         shown = progress(show)
@@ -178,6 +186,8 @@ def score(
             shown=shown,
             overwrite=overwrite,
             retry_failed=retry_failed,
+            limit=limit,
+            shard=part,
         )
         if with_report:
             from ..report import write_report
@@ -254,6 +264,34 @@ def evaluate(
         write_report(output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown)
         if strict and failed:
             raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of score --shard, all of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html.")
+    ] = (True),
+    threads: Threads = None,
+    max_megapixels: Megapixels = 200.0,
+    show: ProgressOption = Show.auto,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the shards of one run, after checking that they are all there and of one run."""
+    with told():
+        from ..archive.merge import merge_runs
+        from ..report import write_report
+
+        shown = progress(show)
+        apart(output, runs)
+        if overwrite:
+            fresh(output, overwrite, "run.json")
+        print_counts(merge_runs(runs, output, progress=shown), output)
+        if with_report:
+            write_report(
+                output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown
+            )
 
 
 @app.command()

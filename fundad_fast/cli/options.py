@@ -57,6 +57,17 @@ Overlays = Annotated[
 ]
 
 
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many inputs; raise it to go on.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Only part I of N (from 1), by a hash of the id; see merge."
+    ),
+]
+
+
 def from_stdin(null: bool) -> list[str]:
     raw = sys.stdin.buffer.read()
     names = raw.split(b"\0") if null else [line.rstrip(b"\r") for line in raw.split(b"\n")]

@@ -22,6 +22,7 @@ from ..progress import Progress
 from .options import UsageError, parse_settings, read_config
 
 if TYPE_CHECKING:
+    from ..archive.sharding import Shard
     from ..data import Dataset, Item
     from ..detector import Detector
 
@@ -93,6 +94,23 @@ def use_threads(threads: int | None) -> int | None:
 
         torch.set_num_threads(threads)
     return threads
+
+
+def which_shard(text: str | None) -> Shard | None:
+    from ..archive.sharding import Shard
+
+    try:
+        return None if text is None else Shard.parse(text)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
+def print_score_plan(
+    dataset: Dataset, shard: Shard | None, limit: int | None, output: Path
+) -> None:
+    mine = sum(shard is None or shard.holds(item.id) for item in dataset.items)
+    of = "" if shard is None else f" of shard {shard}"
+    print(f"would score {min(mine, limit or mine)} images{of} into {output}")
 
 
 def discover(source: list[str]) -> Dataset:
@@ -265,6 +283,8 @@ def score_into(
     shown: Progress,
     overwrite: bool,
     retry_failed: bool = False,
+    limit: int | None = None,
+    shard: Shard | None = None,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
     from ..archive.run import ScoreOptions, score_run
@@ -282,6 +302,8 @@ def score_into(
         max_megapixels=max_megapixels,
         save_maps=maps,
         retry_failed=retry_failed,
+        limit=limit,
+        shard=shard,
     )
     began = time.monotonic()
     counts = score_run(
@@ -299,8 +321,14 @@ def score_into(
         drawn = make_overlays(output, top, progress=shown, max_megapixels=max_megapixels)
         for reason, count in drawn.left_out.items():
             print(f"{count} overlays not drawn: {reason}")
+    return print_counts(counts, output, seconds)
+
+
+def print_counts(counts: dict[str, int], output: Path, seconds: float | None = None) -> int:
+    """Say how many rows there are; returns how many failed."""
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-    print(f"{sum(counts.values())} rows in {output} ({said}) after {seconds:.1f} s")
+    after = "" if seconds is None else f" after {seconds:.1f} s"
+    print(f"{sum(counts.values())} rows in {output} ({said}){after}")
     failed = sum(counts.values()) - counts.get("ok", 0)
     if failed:
         print(f"{failed} inputs failed; the reasons are in {output / 'failed.csv'}")
