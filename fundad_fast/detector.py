@@ -24,9 +24,11 @@ from .data import (
     InputSpec,
     Item,
     Loader,
+    ReadError,
     assign_folds,
     discover,
     inspect_inputs,
+    open_source,
 )
 from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
 from .methods import HeldOut, Method, MethodConfig, Plan, make_config, thinned, touched
@@ -446,15 +448,24 @@ def _data_hash(source: Any) -> str | None:
     """SHA-256 over ids and the files' contents; ``None`` for images in memory."""
     if isinstance(source, ArraySource):
         return None
-    digest = hashlib.sha256()
+    digest, last, of_file = hashlib.sha256(), None, b""
     for item in source:
         digest.update(item.id.encode("utf-8", "surrogatepass") + b"\0")
-        try:
-            with open(item.path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:  # the loader will say what is wrong with it
-            digest.update(type(error).__name__.encode())
+        if last != (item.path, item.member):  # the frames of a file follow each other
+            last, of_file = (item.path, item.member), _file_hash(item)
+        digest.update(of_file)
     return digest.hexdigest()
+
+
+def _file_hash(item: Item) -> bytes:
+    try:
+        with open_source(item) as (file, _):
+            digest = hashlib.sha256()
+            while block := file.read(2**20):
+                digest.update(block)
+            return digest.digest()
+    except (ReadError, OSError) as error:  # the loader will say what is wrong with it
+        return type(error).__name__.encode()
 
 
 def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def row_schema() -> Any:
             ("patient_id", pa.string()),
             ("laterality", pa.string()),
             ("member", pa.string()),  # of the .tar or .zip that path names
+            ("member_offset", pa.int64()),  # where its header lies in there
             ("frame", pa.int32()),  # from 0, of a file with several
             ("sop_instance_uid", pa.string()),
             ("study_instance_uid", pa.string()),

@@ -2,17 +2,20 @@
 """The command line as a user meets it: exit codes, files, and one clear line for each mistake."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from typer.testing import CliRunner
 
 from fundad_fast.cli import app
@@ -111,6 +114,34 @@ def test_score_takes_folders_lists_and_globs_and_isolates_errors(model, cohort, 
         for name, value in got.items():
             assert value == pytest.approx(by_folder[name], rel=1e-5)
     call("score", folder, "-m", model, "-o", tmp_path / "s", "--strict", code=1)
+
+
+def test_shards_pages_and_several_folders_are_scored(model, cohort, tmp_path):
+    images = [(cohort / "test" / "good" / f"0{i}.png").read_bytes() for i in range(4)]
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for i in range(2):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(images[i])
+            tar.addfile(info, io.BytesIO(images[i]))
+    pixels = [cv2.imdecode(np.frombuffer(data, np.uint8), 1)[..., ::-1] for data in images]
+    for name, frames in (("x", pixels[2:]), ("y", pixels[:2])):
+        (tmp_path / name).mkdir()
+        with tifffile.TiffWriter(tmp_path / name / "t.tif") as tif:
+            for frame in frames:
+                tif.write(frame, photometric="rgb", metadata=None)
+    names = [str(tmp_path / name) for name in ("s.tar", "x", "y")]
+    out = tmp_path / "run"
+    call("score", "-", "-0", "-m", model, "-o", out, "--pages", "all", stdin="\0".join(names))
+    found = {r["id"].removeprefix(f"{tmp_path}/"): r for r in rows(out)}
+    order = ["s.tar!/0.png", "s.tar!/1.png", "x/t.tif#0", "x/t.tif#1", "y/t.tif#0", "y/t.tif#1"]
+    assert sorted(found) == order
+    assert found["s.tar!/1.png"]["member"] == "1.png"
+    scores = [found[name]["score"] for name in order]
+    assert scores[:2] == pytest.approx(scores[4:], rel=1e-5)  # the same images
+    assert len(list((out / "overlays").iterdir())) == 6
+    call("score", *names, "-m", model, "-o", tmp_path / "first", "--pages", "first")
+    assert {r["status"] for r in rows(tmp_path / "first")} == {"ok"}
+    assert len(rows(tmp_path / "first")) == 4
 
 
 def test_an_interrupted_run_goes_on_and_repeats_nothing(model, cohort, tmp_path):
@@ -324,7 +355,7 @@ def test_progress_as_json_lines(cohort, tmp_path):
         (["fit", "{cohort}", "-o", "/dev/null/x"], "/dev/null"),
         (["fit", "{cohort}", "-o", "{out}", "--set", "layers=layer2,layer2"], "at most once"),
         (["fit", "{cohort}", "-o", "{out}", "--seed", "99999999999"], "seed"),
-        (["score", "{cohort}", "{empty}", "-m", "{model}", "-o", "{out}"], "is a folder"),
+        (["score", "{cohort}", "{empty}", "-m", "{model}", "-o", "{out}"], "no images in"),
         (["eval", "{cohort}", "-m", "{model}", "-o", "{out}", "--against", "{tmp}"], "run.json"),
         (["score", "-", "-m", "{model}", "-o", "{out}"], "standard input is empty"),
         (["score", "{cohort}", "-m", "{model}", "-o", "{out}", "--overlays", "x"], "--overlays x"),

@@ -33,7 +33,7 @@ Files = tuple[int | None, int | None, int | None, int | None]
 NORMAL_SCORES = 5000
 """Held-out healthy scores that ``run.json`` keeps at most: enough for a histogram."""
 
-_NAMED_ONE_BY_ONE = ("list", "file", "glob", "manifest")
+_NAMED_ONE_BY_ONE = ("list", "file", "shard", "glob", "manifest")
 """Layouts whose folder does not say what belongs to them."""
 
 _FILE_COLUMNS = ("bytes", "mtime_ns", "mask_bytes", "mask_mtime_ns")
@@ -330,6 +330,7 @@ def _row(
         "error": error,
         **_labels(item),
         "member": None if item.member is None else item_id(item.member),
+        "member_offset": item.offset,
         "frame": item.frame,
         **_identifiers(item),
         "mask_path": None if item.mask_path is None else _path(item.mask_path),

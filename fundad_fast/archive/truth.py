@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Fov, Item, Prepared, ReadError, find_fov, fov_mask, read_image, read_mask
+from ..data import (
+    Fov,
+    Item,
+    Prepared,
+    ReadError,
+    find_fov,
+    fov_mask,
+    item_of_row,
+    read_image,
+    read_mask,
+)
 from ..evaluation import PixelEvaluator, resample_map, resize_affine
 from ..evaluation.compare import Evaluated
 from ..evaluation.evaluate import ImageRecord, evaluate
@@ -178,7 +188,7 @@ def _field_of_view(
         fov = Fov(*circle, tuple(row["fov_box"]), height, width)
     else:
         try:
-            pixels = read_image(row["path"], max_megapixels=max_megapixels, first_page=True)
+            pixels = read_image(item_of_row(row), max_megapixels=max_megapixels, first_page=True)
         except ReadError as error:
             raise RunError(
                 f"{row['path']} was scored but cannot be read now ({error.reason}); its field of "

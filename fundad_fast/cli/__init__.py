@@ -24,6 +24,8 @@ from .options import (
     Model,
     Overlays,
     Overwrite,
+    Pages,
+    PagesOption,
     Preset,
     ProgressOption,
     RetryFailed,
@@ -135,13 +137,17 @@ def fit(
 def score(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Folder, file, manifest, glob, or - for a list on standard input."),
+        typer.Argument(
+            help="Folders, files, .tar or .zip shards, manifests, globs; or - for a list on "
+            "standard input."
+        ),
     ],
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
     null: Annotated[bool, typer.Option("-0", help="The list on standard input ends in NULs.")] = (
         False
     ),
+    pages: PagesOption = Pages.one,
     maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
     overlays: Overlays = "100",
     with_report: Annotated[
@@ -163,7 +169,7 @@ def score(
     with told():
         top = how_many(overlays)
         source = from_stdin(null) if inputs == ["-"] else inputs
-        dataset = discover(source)
+        dataset = discover(source, pages.value)
         print(dataset.describe())
         part = which_shard(shard)
         if dry_run:

@@ -21,6 +21,12 @@ class Show(StrEnum):
     json = "json"
 
 
+class Pages(StrEnum):
+    one = "one"
+    first = "first"
+    all = "all"
+
+
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processor threads; default: all.")
@@ -29,6 +35,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at a time.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")]
 Megapixels = Annotated[
     float, typer.Option(min=0.01, help="Larger images are refused (too_large) before decoding.")
+]
+PagesOption = Annotated[
+    Pages, typer.Option("--pages", help="Of TIFFs with several: first, all (an image each) or one.")
 ]
 ProgressOption = Annotated[Show, typer.Option("--progress", help="On standard error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when any input failed.")]

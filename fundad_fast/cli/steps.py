@@ -113,12 +113,10 @@ def print_score_plan(
     print(f"would score {min(mine, limit or mine)} images{of} into {output}")
 
 
-def discover(source: list[str]) -> Dataset:
+def discover(source: list[str], pages: Any = "one") -> Dataset:
     from ..data import discover
 
-    if len(source) > 1 and (folder := next((name for name in source if Path(name).is_dir()), None)):
-        raise UsageError(f"{folder} is a folder: give one folder, or any number of files")
-    return discover(source[0] if len(source) == 1 else source)
+    return discover(source[0] if len(source) == 1 else source, pages=pages)
 
 
 def test_images(dataset: Dataset) -> tuple[Item, ...]:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         ReadError,
         Status,
         item_id,
+        item_of_row,
         show,
     )
     from fundad_fast.data.layouts import discover
     from fundad_fast.data.loader import BatchStream, Chunk, Failure, Loader
+    from fundad_fast.data.opening import open_source
     from fundad_fast.data.preparation import Prepared, prepare
     from fundad_fast.data.readers import read_image, read_mask, read_picture
     from fundad_fast.data.resizing import resize
@@ -54,6 +56,8 @@ __all__ = [
     "fov_mask",
     "inspect_inputs",
     "item_id",
+    "item_of_row",
+    "open_source",
     "prepare",
     "read_image",
     "read_mask",
@@ -85,6 +89,8 @@ _MODULE_OF = {
     "fov_mask": "fundus",
     "inspect_inputs": "census",
     "item_id": "items",
+    "item_of_row": "items",
+    "open_source": "opening",
     "prepare": "preparation",
     "read_image": "readers",
     "read_mask": "readers",

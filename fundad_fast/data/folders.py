@@ -24,6 +24,7 @@ from fundad_fast.data.naming import (
     is_mask_by_type_folder,
     is_mask_folder,
 )
+from fundad_fast.data.shards import items_of_shards
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def dataset_of_folder(root: str, *, recursive: bool = True) -> Dataset:
     listing = list_images(root, recursive=recursive)
     listing.ignored -= len(manifests)
     if usable:
+        listing.ignored += len(listing.shards)
         return _with_manifest(root, usable[0], listing)
     dataset = _by_folders(root, listing, recursive)
     if manifests:
@@ -84,16 +86,16 @@ def _stem(item: Item) -> str:
 
 
 def _by_folders(root: str, listing: Listing, recursive: bool) -> Dataset:
-    if not listing.images:
+    if not listing.images and not listing.shards:
         other = count_extensions(root, recursive=recursive)
         deeper = "" if recursive else " (its folders were not searched)"
         raise DataError(
             f"no images in {show(root)}{deeper}: "
             + (f"it holds {other}; " if other else "the folder is empty; ")
-            + "wanted are JPEG, PNG or TIFF files"
+            + "wanted are JPEG, PNG, TIFF or DICOM files, or .tar and .zip shards of them"
         )
     files, masks = _take_apart(listing.images)
-    if not files:
+    if not files and not listing.shards:
         raise DataError(
             f"{show(root)} holds {len(masks)} masks and no images: give the folder above, or the "
             "images' folder itself"
@@ -121,7 +123,20 @@ def _by_folders(root: str, listing: Listing, recursive: bool) -> Dataset:
     notes += more
     if layout == "imagefolder" and _is_mvtec(items):
         layout = "mvtec"
-    return Dataset(tuple(items), layout, root, listing.ignored, tuple(notes))
+    ignored = listing.ignored
+    if layout != "folder" and listing.shards:
+        ignored += len(listing.shards)
+        notes.append(
+            f"{len(listing.shards)} shards (.tar, .zip), such as {show(listing.shards[0])}, are "
+            "not opened: this folder has a layout of its own; name them to read them"
+        )
+    elif listing.shards:
+        found = [(_join(root, path), path) for path in listing.shards]
+        more_items, more_ignored, more = items_of_shards(found)
+        items = sorted([*items, *more_items], key=lambda item: item.id)
+        ignored += more_ignored
+        notes += more
+    return Dataset(tuple(items), layout, root, ignored, tuple(notes))
 
 
 def _take_apart(paths: Iterable[str]) -> tuple[list[_File], list[_File]]:

@@ -150,7 +150,7 @@ def _parsed(name: str, file: BinaryIO, size: int, first_page: bool, frame: int |
     if name == "tiff":
         from fundad_fast.data.tiff import tiff_header
 
-        return tiff_header(file, size, first_page=first_page)
+        return tiff_header(file, size, first_page=first_page, frame=frame)
     if name == "dicom":
         from fundad_fast.data.dicom import one_frame, open_dicom
 

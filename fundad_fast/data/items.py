@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -199,6 +200,17 @@ class Dataset:
             lines.append(f"  ignored: {_count(self.ignored, 'other file')}")
         lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
+
+
+def item_of_row(row: Mapping[str, Any]) -> Item:
+    """The image of a row of a run, to be read again."""
+    return Item(
+        row["id"],
+        row["path"],
+        member=row.get("member"),
+        frame=row.get("frame"),
+        offset=row.get("member_offset"),
+    )
 
 
 def item_id(path: str) -> str:

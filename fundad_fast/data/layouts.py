@@ -11,31 +11,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from fundad_fast.data.folders import dataset_of_folder
-from fundad_fast.data.frames import with_frames
+from fundad_fast.data.frames import Pages, with_frames
 from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
 from fundad_fast.data.listing import is_image_file
 from fundad_fast.data.manifest import is_manifest, read_manifest
 from fundad_fast.data.masks import base_of_side_by_side, stem_of
 from fundad_fast.data.naming import is_mask_folder
+from fundad_fast.data.parts import is_packed_shard, is_shard
+from fundad_fast.data.shards import PACKED_REASON, items_of_shards
 
 _MAGIC_CHARACTERS = "*?["
 
 
 def discover(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, recursive: bool = True
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    recursive: bool = True,
+    pages: Pages = "one",
 ) -> Dataset:
     """Find the images that a source names, and what is known of them.
 
     Args:
-        source: a folder in one of the layouts below, an image, a manifest (``.csv``, ``.tsv``,
-            ``.parquet``), a pattern such as ``"archive/**/*.png"``, or a list of image files.
+        source: a folder in one of the layouts below, an image, a ``.tar`` or ``.zip`` shard of
+            images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a pattern such as
+            ``"archive/**/*.png"``, or a list of these. The ids of a list are as its entries are
+            written; those of a folder or pattern in it start with the entry.
 
             * ``mvtec``, ``visa``, ``bmad``, ``imagefolder``: ``train|val|test/<class>/…``, with
               masks in ``ground_truth/<class>``, ``ground_truth_by_type/<type>`` or beside the
               images' folder.
             * ``classes``: a folder for each class, one of them named as healthy, and masks in
               ``mask/``.
-            * ``folder``: images in any folders, without labels.
+            * ``folder``: images and shards in any folders, without labels.
             * A ``manifest.csv`` or ``manifest.parquet`` at a folder's root says more than the
               folders and is used instead.
 
@@ -43,6 +50,9 @@ def discover(
             healthy images. Masks (in folders of masks, or ``x_mask.png`` beside ``x.png``) and
             manifests are never images, also where a pattern matches or a list names them.
         recursive: look into the folders of a folder.
+        pages: what a TIFF of several pages is: one image that only a model with ``pages=first``
+            reads (``one``), its first page (``first``), or an image for each (``all``). A DICOM
+            file of several frames is always an image for each.
 
     Returns:
         The data set. Its items are in order of id, those of a manifest or list in its own order.
@@ -52,30 +62,34 @@ def discover(
             the folder holds several data sets.
     """
     dataset = _found(source, recursive)
-    items = tuple(with_frames(dataset.items))
+    items = tuple(with_frames(dataset.items, pages=pages))
+    notes = dataset.notes
     if len(items) > len(dataset.items):
-        split = len({item.path for item in items if item.frame is not None})
-        note = f"{split} files of several frames: {len(items)} images in all"
-        dataset = replace(dataset, items=items, notes=(*dataset.notes, note))
-    return _unique(dataset)
+        split = len({(item.path, item.member) for item in items if item.frame is not None})
+        notes += (f"{split} files of several frames: {len(items)} images in all",)
+    return _unique(replace(dataset, items=items, notes=notes))
 
 
 def _found(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool
 ) -> Dataset:
     if not isinstance(source, str | os.PathLike):
-        return _dataset_of_list(source)
+        return _dataset_of_list(source, recursive)
     path = os.path.expanduser(os.fspath(source))
     if os.path.isdir(path):
         return dataset_of_folder(path, recursive=recursive)
     if os.path.lexists(path):
         return read_manifest(path) if is_manifest(path) else _dataset_of_file(path)
-    if any(character in path for character in _MAGIC_CHARACTERS):
+    if _is_pattern(path):
         return _dataset_of_pattern(path)
     raise DataError(f"{show(path)} does not exist{_near_miss(path)}")
 
 
-def _dataset_of_list(paths: Sequence[str | os.PathLike[str]]) -> Dataset:
+def _is_pattern(path: str) -> bool:
+    return any(character in path for character in _MAGIC_CHARACTERS) and not os.path.lexists(path)
+
+
+def _dataset_of_list(paths: Sequence[str | os.PathLike[str]], recursive: bool) -> Dataset:
     wrong = next((p for p in paths if not isinstance(p, str | os.PathLike)), None)
     if wrong is not None:
         raise DataError(f"a list of paths holds {type(wrong).__name__}: give strings or Paths")
@@ -83,19 +97,40 @@ def _dataset_of_list(paths: Sequence[str | os.PathLike[str]]) -> Dataset:
         raise DataError("the list of images is empty")
     names = [os.fspath(path) for path in paths]
     files = [os.path.expanduser(name) for name in names]
-    folders = [os.path.dirname(os.path.abspath(file)) for file in files]
-    root = os.path.commonpath(folders)  # folders of masks are looked for below it
-    left = _LeftOut()
-    items = tuple(
-        Item(item_id(name), file)
-        for name, file, folder in zip(names, files, folders)
-        if not left.takes(file, os.path.relpath(folder, root))
-    )
+    wide = [os.path.isdir(file) or _is_pattern(file) for file in files]
+    # Beside images a manifest was named by a shell's pattern; without any it is meant.
+    meant = all(w or is_manifest(f) or is_shard(f) for w, f in zip(wide, files))
+    several = [w or (meant and is_manifest(file)) for w, file in zip(wide, files)]
+    folders = [os.path.dirname(os.path.abspath(f)) for f, one in zip(files, several) if not one]
+    root = os.path.commonpath(folders) if folders else ""  # masks' folders are looked for below it
+    left, items, notes, ignored = _LeftOut(), list[Item](), list[str](), 0
+    for name, file, one in zip(names, files, several):
+        if one:
+            part = _found(file, recursive)
+            items += _below(name, part)
+            notes += [f"{show(name)}: {note}" for note in part.notes]
+            ignored += part.ignored
+        elif is_shard(file):
+            found, more, said = items_of_shards([(file, name)])
+            items += found
+            ignored, notes = ignored + more, notes + said
+        elif not left.takes(file, os.path.relpath(os.path.dirname(os.path.abspath(file)), root)):
+            items.append(Item(item_id(name), file))
     if not items:
         raise DataError(
             f"the list holds no images, but {left}: give the images, or the manifest itself"
         )
-    return Dataset(items, "list", os.getcwd(), 0, left.notes())
+    layout = "several" if any(several) else "list"
+    return Dataset(tuple(items), layout, os.getcwd(), ignored, (*notes, *left.notes()))
+
+
+def _below(name: str, dataset: Dataset) -> list[Item]:
+    """The items of one of several inputs: their ids start with it, so that they stay apart."""
+    if dataset.layout == "manifest" and is_manifest(name):
+        return list(dataset.items)
+    start = dataset.root if dataset.layout == "glob" else name
+    start = item_id(os.path.join(start, "")) if start not in ("", os.curdir) else ""
+    return [replace(item, id=f"{start}{item.id}") for item in dataset.items]
 
 
 class _LeftOut:
@@ -142,12 +177,17 @@ class _LeftOut:
 
 
 def _dataset_of_file(path: str) -> Dataset:
+    folder, name = os.path.split(path)
+    if is_packed_shard(path):
+        raise DataError(f"{show(path)}: {PACKED_REASON}")
+    if is_shard(path):
+        items, ignored, notes = items_of_shards([(path, name)])
+        return Dataset(tuple(items), "shard", folder or os.curdir, ignored, tuple(notes))
     if os.path.exists(path) and not is_image_file(path):
         raise DataError(
             f"{show(path)} is neither an image nor a manifest (.csv, .tsv, .parquet): give a "
-            "folder, an image or a manifest"
+            "folder, an image, a .tar or .zip shard, or a manifest"
         )
-    folder, name = os.path.split(path)
     return Dataset((Item(item_id(name), path),), "file", folder or os.curdir)
 
 
@@ -160,11 +200,19 @@ def _dataset_of_pattern(pattern: str) -> Dataset:
         fixed.append(part)
     root = os.path.join(*fixed) if fixed else os.curdir
     found = sorted(p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p))
-    images, left = [], _LeftOut()
+    images, left, shards = [], _LeftOut(), []
     for path in found:
         relative = Path(os.path.relpath(path, root)).as_posix()
-        if not left.takes(path, os.path.dirname(relative)) and is_image_file(path):
+        if is_shard(path) or is_packed_shard(path):
+            shards.append((path, relative))
+        elif not left.takes(path, os.path.dirname(relative)) and is_image_file(path):
             images.append(Item(item_id(relative), path))
+    ignored = len(found) - len(images) - len(shards) - left.masks - left.manifests
+    notes = list(left.notes())
+    if shards:
+        more_items, more, said = items_of_shards(shards)
+        images += more_items
+        ignored, notes = ignored + more, notes + said
     if not images:
         raise DataError(
             f"the pattern {show(pattern)} matches no image"
@@ -172,8 +220,7 @@ def _dataset_of_pattern(pattern: str) -> Dataset:
             + "; ** stands for folders of any depth, as in 'archive/**/*.png'"
         )
     images.sort(key=lambda item: item.id)
-    ignored = len(found) - len(images) - left.masks - left.manifests
-    return Dataset(tuple(images), "glob", root, ignored, left.notes())
+    return Dataset(tuple(images), "glob", root, ignored, tuple(notes))
 
 
 def _unique(dataset: Dataset) -> Dataset:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fundad_fast.data.headers import SNIFF_BYTES, sniff
 from fundad_fast.data.items import show
+from fundad_fast.data.parts import is_packed_shard, is_shard
 
 _IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -39,11 +40,13 @@ class Listing:
 
     Attributes:
         images: paths relative to the folder, with ``/``, in order.
-        ignored: files that are no images.
+        shards: `.tar` and `.zip` files, and compressed tars, in order.
+        ignored: files that are neither.
         notes: folders that could not be read or that lead back to themselves.
     """
 
     images: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
     ignored: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -53,18 +56,26 @@ def is_image_file(path: str) -> bool:
 
     Formats that are recognised but not read (GIF, HEIF ...) count: they become rows that say so.
     """
-    if os.path.basename(path).upper() == "DICOMDIR":  # lists the files beside it
-        return False
-    extension = os.path.splitext(path)[1].lower()
-    if extension in _IMAGE_EXTENSIONS:
-        return True
-    if extension in _OTHER_EXTENSIONS or not os.path.isfile(path):
+    said = by_name(os.path.basename(path))
+    if said is not None:
+        return said
+    if not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
             return sniff(file.read(SNIFF_BYTES)) is not None
     except OSError:
         return False
+
+
+def by_name(name: str) -> bool | None:
+    """Whether a file of this name is an image; ``None`` where only its content can tell."""
+    if name.upper() == "DICOMDIR":  # lists the files beside it
+        return False
+    extension = os.path.splitext(name)[1].lower()
+    if extension in _IMAGE_EXTENSIONS:
+        return True
+    return False if extension in _OTHER_EXTENSIONS else None
 
 
 def list_images(root: str, *, recursive: bool = True) -> Listing:
@@ -76,9 +87,12 @@ def list_images(root: str, *, recursive: bool = True) -> Listing:
     for path in _walk(root, "", recursive, (), listing.notes):
         if is_image_file(os.path.join(root, path)):
             listing.images.append(path)
+        elif is_shard(path) or is_packed_shard(path):
+            listing.shards.append(path)
         else:
             listing.ignored += 1
     listing.images.sort()
+    listing.shards.sort()
     return listing
 
 

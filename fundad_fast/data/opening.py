@@ -11,22 +11,30 @@ from typing import BinaryIO
 
 from fundad_fast.data.headers import Header, open_image, parse_header
 from fundad_fast.data.items import Item, ReadError
+from fundad_fast.data.shards import open_member, refuse_shard
 
 Source = str | os.PathLike[str] | Item | bytes | BinaryIO
 """A path, an item (whose frame counts), the bytes of an image file, or such a file, seekable."""
 
 
+MAX_BYTES = 200e6 * 32
+"""A compressed member of a shard is unpacked into memory: larger ones are refused."""
+
+
 @contextmanager
-def open_source(source: Source) -> Iterator[tuple[BinaryIO, int]]:
+def open_source(source: Source, *, max_bytes: float = MAX_BYTES) -> Iterator[tuple[BinaryIO, int]]:
     """Open a source; yields a seekable file and its size in bytes. Raises ReadError.
 
-    An open file is left open, at any position.
+    An open file is left open, at any position. A member of a shard that would have to be unpacked
+    to more than ``max_bytes`` is ``too_large``.
     """
-    if isinstance(source, Item):
-        with open_image(source.path) as opened:
+    if isinstance(source, Item) and source.member is not None:
+        with open_member(source, max_bytes) as opened:
             yield opened
-    elif isinstance(source, str | os.PathLike):
-        with open_image(os.fspath(source)) as opened:
+    elif isinstance(source, str | os.PathLike | Item):
+        path = source.path if isinstance(source, Item) else os.fspath(source)
+        refuse_shard(path)
+        with open_image(path) as opened:
             yield opened
     else:
         file = io.BytesIO(source) if isinstance(source, bytes) else source

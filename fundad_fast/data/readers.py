@@ -99,7 +99,8 @@ def read_picture(
     """As :func:`read_image`, with what a DICOM file says of itself; a DICOM segmentation is
     ``unsupported`` unless ``labels`` are wanted."""
     frame = frame_of(source, frame)
-    with open_source(source) as (file, size):
+    max_bytes = max_megapixels * 1e6 * _BYTES_PER_PIXEL
+    with open_source(source, max_bytes=max_bytes) as (file, size):
         try:
             if is_dicom(file):
                 key = version_of(source) if isinstance(source, Item) else None
@@ -107,12 +108,13 @@ def read_picture(
                 return _read_dicom(image, file, frame, max_megapixels, first_page, labels)
             header = parse_header(file, size, first_page=first_page, frame=frame)
             _check_size(header, max_megapixels)
-            _check_bytes(size, max_megapixels)
+            if header.format != "tiff" or frame is None:  # other pages may be many
+                _check_bytes(size, max_megapixels)
             if header.channels == 4:
                 raise ReadError(
                     "unsupported", "a CMYK image, made for print: save it as RGB (sRGB) first"
                 )
-            pixels = _decode(file, header, first_page, buffer)
+            pixels = _decode(file, header, first_page, frame, buffer)
         except MemoryError as error:
             raise ReadError("failed", "not enough memory to decode this image") from error
     if pixels.shape[:2] != (header.height, header.width):
@@ -210,12 +212,16 @@ def _check_bytes(size: int, max_megapixels: float) -> None:
 
 
 def _decode(
-    file: BinaryIO, header: Header, first_page: bool, buffer: PixelBuffer | None
+    file: BinaryIO,
+    header: Header,
+    first_page: bool,
+    frame: int | None,
+    buffer: PixelBuffer | None,
 ) -> np.ndarray:
     if header.format == "tiff":
         from fundad_fast.data.tiff import tiff_pixels
 
-        return tiff_pixels(file, first_page=first_page)
+        return tiff_pixels(file, first_page=first_page, frame=frame)
     file.seek(0)
     data = file.read()
     if header.format == "jpeg":

@@ -36,9 +36,9 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 _JPEG = 7
 
 
-def tiff_header(file: BinaryIO, size: int, *, first_page: bool) -> Header:
+def tiff_header(file: BinaryIO, size: int, *, first_page: bool, frame: int | None = None) -> Header:
     """The header of an open TIFF of ``size`` bytes; raises ReadError for what is not read."""
-    with _page(file, first_page) as page:
+    with _page(file, first_page, frame) as page:
         bits, photometric = int(page.bitspersample), int(page.photometric)
         colours = {_MINISWHITE: 1, _MINISBLACK: 1, _RGB: 3, _PALETTE: 3, _SEPARATED: 4, _YCBCR: 3}
         if photometric not in colours or (photometric == _YCBCR and page.compression != _JPEG):
@@ -71,9 +71,9 @@ def tiff_header(file: BinaryIO, size: int, *, first_page: bool) -> Header:
         )
 
 
-def tiff_pixels(file: BinaryIO, *, first_page: bool) -> np.ndarray:
+def tiff_pixels(file: BinaryIO, *, first_page: bool, frame: int | None = None) -> np.ndarray:
     """The pixels ``[h, w, c]`` of an open TIFF whose header has been checked."""
-    with _page(file, first_page) as page:
+    with _page(file, first_page, frame) as page:
         pixels = page.asarray(maxworkers=1)
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
@@ -91,8 +91,19 @@ def tiff_pixels(file: BinaryIO, *, first_page: bool) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def count_pages(file: BinaryIO) -> int:
+    """How many pages a TIFF has, thumbnails left out; 1 where it is damaged, so that one row says
+    so."""
+    try:
+        with _pages(file) as (pages, _):
+            return max(len(pages), 1)
+    except ReadError:
+        return 1
+
+
 @contextmanager
-def _page(file: BinaryIO, first_page: bool) -> Iterator[TiffPage]:
+def _pages(file: BinaryIO) -> Iterator[tuple[list[TiffPage], int]]:
+    """The pages, and how many images they hold (of ImageJ's, one page may hold several)."""
     import tifffile
 
     file.seek(0)
@@ -104,15 +115,24 @@ def _page(file: BinaryIO, first_page: bool) -> Iterator[TiffPage]:
     except _DECODER_ERRORS as error:
         raise _damaged(error) from error
     with tif:
+        yield pages, frames
+
+
+@contextmanager
+def _page(file: BinaryIO, first_page: bool, frame: int | None) -> Iterator[TiffPage]:
+    with _pages(file) as (pages, frames):
         if not pages:
             raise ReadError("unreadable", "damaged TIFF: no image in it")
-        if frames > 1 and not first_page:
+        if frame is None and frames > 1 and not first_page:
             raise ReadError(
                 "unsupported",
-                f"a TIFF of {frames} pages: split it, or fit with pages=first to read the first",
+                f"a TIFF of {frames} pages: score with --pages first or all, or fit with "
+                "pages=first",
             )
+        if (frame or 0) >= len(pages):
+            raise ReadError("unreadable", f"there is no page {frame}: the TIFF has {len(pages)}")
         try:
-            yield pages[0]
+            yield pages[frame or 0]
         except _DECODER_ERRORS as error:
             raise _damaged(error) from error
 

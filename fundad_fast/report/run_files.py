@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Columns that are held for every row; those of PICTURE_COLUMNS only for rows that are shown.
 TABLE_COLUMNS = ("id", "status", "error", "score", "score_pct", "pred_label", "gt_label", "class")
 PICTURE_COLUMNS = (
-    "path", "width", "height", "bytes", "fov_status", "fov_cx", "fov_cy", "fov_r", "fov_box",
-    "regions", "patient_id", "laterality", "mask_path", "map_path",
+    "path", "member", "member_offset", "frame", "width", "height", "bytes", "fov_status", "fov_cx",
+    "fov_cy", "fov_r", "fov_box", "regions", "patient_id", "laterality", "mask_path", "map_path",
 )  # fmt: skip
 
 

@@ -61,12 +61,12 @@ def read_photograph(
     Raises:
         ReadError: it is gone or cannot be read.
     """
-    from fundad_fast.data import ReadError, read_image
+    from fundad_fast.data import ReadError, item_of_row, read_image
 
     if not row.get("path") or not Path(row["path"]).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     pixels = read_image(
-        row["path"], max_megapixels=max_megapixels, first_page=spec.pages == "first"
+        item_of_row(row), max_megapixels=max_megapixels, first_page=spec.pages == "first"
     )
     shown, window = for_display(pixels, spec, side)
     return Photograph(shown, window, *pixels.shape[:2])
