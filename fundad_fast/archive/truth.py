@@ -35,10 +35,10 @@ def check_mask(
     if item.mask_path is None:
         return None
     try:
-        limit, frame = max_megapixels, (prepared.height, prepared.width)
-        union = read_mask(item.mask_path, shape=frame, max_megapixels=limit).shape
+        limit, shape = max_megapixels, (prepared.height, prepared.width)
+        union = read_mask(item.mask_path, shape=shape, frame=item.frame, max_megapixels=limit).shape
         for kind, path in item.mask_paths_by_type:
-            h, w = read_mask(path, max_megapixels=limit).shape
+            h, w = read_mask(path, frame=item.frame, max_megapixels=limit).shape
             if (h, w) != union:
                 return "unsupported", (
                     f"its {kind} mask has {w} x {h} pixels, the mask of all lesions "
@@ -156,10 +156,10 @@ def _add_pixels(
     values, affine = read_map(run, row["map_path"])
     mask, types, shape = None, {}, (height, width)
     if item.label == 1:
-        mask = read_mask(str(item.mask_path), max_megapixels=max_megapixels)
+        mask = read_mask(str(item.mask_path), frame=item.frame, max_megapixels=max_megapixels)
         shape = mask.shape
         types = {
-            kind: read_mask(path, max_megapixels=max_megapixels)
+            kind: read_mask(path, frame=item.frame, max_megapixels=max_megapixels)
             for kind, path in item.mask_paths_by_type
         }
     inside = _field_of_view(row, shape, spec, max_megapixels)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
-from fundad_fast.data.headers import SNIFF_BYTES, sniff
+from fundad_fast.data.headers import kind_of
 from fundad_fast.data.items import Item, ReadError
 from fundad_fast.data.listing import may_have_frames
 from fundad_fast.data.opening import open_source
@@ -64,11 +64,15 @@ def count_frames(item: Item) -> int:
     """How many items the file of an item makes; 1 where it cannot be read."""
     try:
         with open_source(item) as (file, size):
-            kind = sniff(file.read(SNIFF_BYTES))
+            kind = kind_of(file)
             if kind == "dicom":
                 from fundad_fast.data import dicom
 
                 return dicom.count_frames(file, size)
+            if kind == "nifti":
+                from fundad_fast.data.nifti import count_slices
+
+                return count_slices(file)
             if kind == "tiff" and _is_tiff(item):
                 from fundad_fast.data.tiff import count_pages
 

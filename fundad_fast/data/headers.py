@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from fundad_fast.data.items import ReadError
 
-READABLE = ("jpeg", "png", "tiff", "bmp", "webp", "dicom")
+READABLE = ("jpeg", "png", "tiff", "bmp", "webp", "dicom", "nifti")
 """Formats whose pixels can be read."""
 
 SNIFF_BYTES = 352
@@ -65,10 +65,15 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def is_dicom(file: BinaryIO) -> bool:
-    """Whether an open file is DICOM by its magic."""
+def kind_of(file: BinaryIO) -> str | None:
+    """The format of an open file, see :func:`sniff`; also that of a gzipped NIfTI file."""
     file.seek(0)
-    return sniff(file.read(SNIFF_BYTES)) == "dicom"
+    head = file.read(4096)
+    if head[:2] == b"\x1f\x8b":
+        from fundad_fast.data.nifti import is_gzipped_nifti
+
+        return "nifti" if is_gzipped_nifti(head) else None
+    return sniff(head[:SNIFF_BYTES])
 
 
 _MAGIC = (
@@ -86,6 +91,7 @@ _MAGIC = (
     ("jpegxl", 0, b"\xff\x0a"),
     ("nifti", 344, b"n+1\0"),
     ("nifti", 344, b"ni1\0"),
+    ("nifti", 4, b"n+2\0"),
     ("bmp", 0, b"BM"),
 )
 
@@ -126,8 +132,7 @@ def parse_header(
     Raises:
         ReadError: ``unreadable`` or ``unsupported``.
     """
-    file.seek(0)
-    name = sniff(file.read(SNIFF_BYTES))
+    name = kind_of(file)
     if name is None:
         raise ReadError(
             "unreadable", "no image format is recognised: the file is damaged or no image"
@@ -157,6 +162,12 @@ def _parsed(name: str, file: BinaryIO, size: int, first_page: bool, frame: int |
         image = open_dicom(file, size)
         one_frame(image, first_page, frame)
         return image.header
+    if name == "nifti":
+        from fundad_fast.data.nifti import one_slice, open_nifti
+
+        volume = open_nifti(file)
+        one_slice(volume, first_page, frame)
+        return volume.header
     if frame:
         raise ReadError("unreadable", f"there is no frame {frame}: a {name} file holds one image")
     return _PARSERS[name](file, size)

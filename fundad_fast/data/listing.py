@@ -14,11 +14,11 @@ from fundad_fast.data.parts import is_packed_shard, is_shard
 
 _IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp")
-    + (".dcm", ".dicom")
+    + (".dcm", ".dicom", ".nii")
 )
 """Taken for images by their name: one that is none becomes a row that says so."""
 
-_WITH_FRAMES = frozenset((".dcm", ".dicom"))
+_WITH_FRAMES = frozenset((".dcm", ".dicom", ".nii"))
 
 _OTHER_EXTENSIONS = frozenset(
     (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".html")
@@ -73,7 +73,7 @@ def by_name(name: str) -> bool | None:
     if name.upper() == "DICOMDIR":  # lists the files beside it
         return False
     extension = os.path.splitext(name)[1].lower()
-    if extension in _IMAGE_EXTENSIONS:
+    if extension in _IMAGE_EXTENSIONS or name.lower().endswith(".nii.gz"):
         return True
     return False if extension in _OTHER_EXTENSIONS else None
 

@@ -14,7 +14,9 @@ _SIDE_BY_SIDE = re.compile(r"^(.+)_mask(_\d+)?$", re.IGNORECASE)
 
 
 def stem_of(name: str) -> str:
-    """A file name without its extension."""
+    """A file name without its extension, of which ``.nii.gz`` is one."""
+    if name.lower().endswith(".nii.gz"):
+        return name[:-7]
     return name.rsplit(".", 1)[0] if "." in name[1:] else name
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a file to pixels: JPEG (libjpeg-turbo), PNG, BMP, WebP (OpenCV), TIFF (tifffile), DICOM.
+"""From a file to pixels: JPEG (libjpeg-turbo), PNG, BMP, WebP (OpenCV), TIFF (tifffile), DICOM,
+NIfTI.
 
 The decoders release the interpreter lock, and every function may be called from many threads.
 EXIF orientation is applied, as viewers do, so that "original pixels" are those a person sees.
@@ -8,12 +9,15 @@ EXIF orientation is applied, as viewers do, so that "original pixels" are those 
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from fundad_fast.data.dicom import DicomImage, LastDicom, one_frame
-from fundad_fast.data.headers import Header, is_dicom, parse_header
+from fundad_fast.data.frames import count_frames
+from fundad_fast.data.headers import Header, kind_of, parse_header
 from fundad_fast.data.items import Identifiers, Item, ReadError
 from fundad_fast.data.opening import Source, frame_of, open_source, version_of
 
@@ -65,9 +69,9 @@ def read_image(
     """Read the pixels of an image file, its format told by its content, not by its name.
 
     Args:
-        source: a JPEG, PNG, TIFF, BMP, WebP or DICOM file: a path, an item, the file's bytes, or
-            an open seekable file.
-        frame: the page or frame to read, from 0; by default an item's own.
+        source: a JPEG, PNG, TIFF, BMP, WebP, DICOM or NIfTI file: a path, an item, the file's
+            bytes, or an open seekable file.
+        frame: the page, frame or slice to read, from 0; by default an item's own.
         max_megapixels: a larger image is refused from its header, before it is decoded.
         first_page: read the first page or frame of several, which are refused otherwise.
         buffer: memory to decode into; the result is then valid until the buffer's next use.
@@ -102,8 +106,11 @@ def read_picture(
     max_bytes = max_megapixels * 1e6 * _BYTES_PER_PIXEL
     with open_source(source, max_bytes=max_bytes) as (file, size):
         try:
-            if is_dicom(file):
-                key = version_of(source) if isinstance(source, Item) else None
+            kind = kind_of(file)
+            key = version_of(source) if isinstance(source, Item) else None
+            if kind == "nifti":
+                return _read_nifti(file, key, frame, max_megapixels, first_page)
+            if kind == "dicom":
                 image = _last_dicom.open(file, size, key)
                 return _read_dicom(image, file, frame, max_megapixels, first_page, labels)
             header = parse_header(file, size, first_page=first_page, frame=frame)
@@ -124,6 +131,17 @@ def read_picture(
             f"{pixels.shape[1]} x {pixels.shape[0]}",
         )
     return Picture(_upright(pixels, header.orientation))
+
+
+def _read_nifti(
+    file: BinaryIO, key: object, frame: int | None, max_megapixels: float, first: bool
+) -> Picture:
+    from fundad_fast.data.nifti import nifti_pixels, one_slice, open_nifti
+
+    volume = open_nifti(file)
+    frame = one_slice(volume, first, frame)
+    _check_size(volume.header, max_megapixels)
+    return Picture(nifti_pixels(volume, file, frame, key))
 
 
 _last_dicom = LastDicom()
@@ -154,6 +172,7 @@ def read_mask(
     path: Source,
     *,
     shape: tuple[int, int] | None = None,
+    frame: int | None = None,
     max_megapixels: float = 200.0,
 ) -> np.ndarray:
     """Read a mask: true where any channel is above 0 (of a JPEG, which rings: 128 or more).
@@ -162,6 +181,7 @@ def read_mask(
         path: an image file, see :func:`read_image`; of a TIFF the first page.
         shape: (height, width) of the image that the mask belongs to. The mask may be of another
             size, but must be of the same aspect up to one pixel of rounding.
+        frame: of the image; of a mask with several frames the same one is read.
         max_megapixels: as for :func:`read_image`.
 
     Returns:
@@ -170,7 +190,14 @@ def read_mask(
     Raises:
         ReadError: as :func:`read_image`, and ``unsupported`` for another aspect.
     """
-    pixels = read_picture(path, max_megapixels=max_megapixels, first_page=True, labels=True).pixels
+    source = path
+    if frame is not None and isinstance(path, str | os.PathLike):
+        whole = Item("", os.fspath(path))
+        if count_frames(whole) > 1:  # else one mask for all frames of the image
+            source = replace(whole, frame=frame)
+    pixels = read_picture(
+        source, max_megapixels=max_megapixels, first_page=True, labels=True
+    ).pixels
     with open_source(path) as (file, _):
         jpeg = file.read(2) == b"\xff\xd8"
     mask: np.ndarray = np.any(pixels > (127 if jpeg else 0), axis=2)

@@ -177,7 +177,9 @@ def read_lesions(row: dict[str, Any], height: int, width: int, max_megapixels: f
     if not Path(row["mask_path"]).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     shape = (row["height"], row["width"])
-    mask = read_mask(row["mask_path"], shape=shape, max_megapixels=max_megapixels)
+    mask = read_mask(
+        row["mask_path"], shape=shape, frame=row.get("frame"), max_megapixels=max_megapixels
+    )
     return mask_at(mask, height, width)
 
 
