@@ -20,7 +20,7 @@ import re
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -180,8 +180,22 @@ class RunFolder:
         for place in (".run.json.*", ".failed.csv.*", "scores/.*", "maps/*/.*"):
             for torn in self.path.glob(f"{place}.part"):
                 torn.unlink()
+        self._mend_log()
         self.write_json("run.json", self.about)
         return going_on
+
+    def _mend_log(self) -> None:
+        """Cut off a last line that a kill or a full disk has left without its end."""
+        log = self.path / "log.jsonl"
+        if not log.exists():
+            return
+        with open(log, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            back = min(size, 1 << 20)
+            file.seek(size - back)
+            tail = file.read()
+            if not tail.endswith(b"\n"):
+                file.truncate(size - back + tail.rfind(b"\n") + 1)
 
     def __exit__(self, *error: object) -> None:
         assert self._lock is not None
@@ -224,26 +238,24 @@ class RunFolder:
                     f"{self.path} was made with {key}={was.get(key)}, not {now.get(key)}; {other}"
                 )
 
-    def drop(self, ids: set[str]) -> None:
+    def drop(self, ids: Container[str]) -> None:
         """Remove rows with their maps and overlays, so that their inputs can be scored anew.
 
         After a kill in between, what is left of them is dropped again: rows go last.
         """
-        if not ids:
-            return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         for part in score_parts(self.path):
             table = read_part(part)
             names = table.column("id").to_pylist()
-            gone = ids.intersection(names)
+            gone = {name for name in names if name in ids}
             if not gone:
                 continue
             for name in gone:
                 overlay_path(self.path, name).unlink(missing_ok=True)
                 (self.path / map_path(name)).unlink(missing_ok=True)
-            rest = table.filter(pa.array([name not in ids for name in names]))
+            rest = table.filter(pa.array([name not in gone for name in names]))
             if rest.num_rows:
                 with replacing(part) as file:
                     pq.write_table(rest, file)

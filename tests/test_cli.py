@@ -95,6 +95,8 @@ def test_score_takes_folders_lists_and_globs_and_isolates_errors(model, cohort, 
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 no")
     said = call("score", folder, "-m", model, "-o", tmp_path / "a", "--overlays", 2)
     assert "4 ok, 1 unreadable" in said
+    assert "5 images, " in said
+    assert "per second; limited by " in said
     with open(tmp_path / "a/failed.csv", newline="") as file:
         assert [r["id"] for r in csv.DictReader(file)] == ["bad.jpg"]
     assert len(list((tmp_path / "a/overlays").iterdir())) == 2
@@ -331,6 +333,13 @@ def test_progress_as_json_lines(cohort, tmp_path):
     last = {line["stage"]: line for line in lines}
     assert last["features"]["done"] == last["features"]["total"] == 12
     assert last["coreset all"]["done"] == last["coreset all"]["total"]
+    command = [sys.executable, "-c", "from fundad_fast.cli import main; main()", "score"]
+    command += [str(cohort / "test"), "-m", str(tmp_path / "m"), "-o", str(tmp_path / "run")]
+    command += ["--no-report", "--overlays", "none", "--progress", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert (lines[-1]["stage"], lines[-1]["done"], lines[-1]["total"]) == ("score", 8, 8)
+    assert {"images_per_second", "eta_seconds", "limits", "failed"} <= lines[-1].keys()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import pytest
 from cohorts import photograph
 
 from fundad_fast import run_folder
+from fundad_fast.archive.model import thinned
 from fundad_fast.archive.regions import map_affine, top_regions
-from fundad_fast.archive.run import ScoreOptions, score_run, thinned
+from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.data import discover
 from fundad_fast.run_folder import (
     RunError,

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores items into a run folder: read, prepare, score, write; one row per item, always.
+"""Scores items into a run folder: read, score, find regions, write; one row per item, always.
 
 What goes on where: items without a row are scored; so are, anew, items whose file, masks or labels
 are no longer what their row says. The old row goes first, so the parts never hold two of one id.
+
+The four stages work at the same time. Rows are written in the order of the items' batches whatever
+the threads do, and a row is written after its map.
 """
 
 from __future__ import annotations
@@ -10,35 +13,32 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as nnf
 
 from ..bundle import Bundle, environment
-from ..data import Chunk, Dataset, Identifiers, InputSpec, Item, Loader, Prepared, item_id
-from ..evaluation.thresholds import score_percentile
-from ..progress import Progress
-from ..run_folder import RunError, RunFolder, read_rows
-from .regions import map_affine, top_regions
+from ..data import Chunk, Dataset, FileStream, InputSpec, Item, Loader, Prepared
+from ..data.loader import single_threaded_pool
+from ..progress import Progress, Task
+from ..run_folder import RunFolder
+from .model import Scored, Scorer, describe_model
+from .rows import Files, Naming, RowMaker, files_of
 from .sharding import Shard
+from .stages import Channel, Stages
+from .standing import Standing
 
 Check = Callable[[Item, Prepared], tuple[str, str] | None]
-Files = tuple[int | None, int | None, int | None, int | None]
+Rows = list[dict[str, Any]]
 
-NORMAL_SCORES = 5000
-"""Held-out healthy scores that ``run.json`` keeps at most: enough for a histogram."""
-
-_NAMED_ONE_BY_ONE = ("list", "file", "shard", "glob", "manifest")
-"""Layouts whose folder does not say what belongs to them."""
-
-_FILE_COLUMNS = ("bytes", "mtime_ns", "mask_bytes", "mask_mtime_ns")
-_MAY_COME_FROM_THE_FILE = ("patient_id", "laterality")
-_LABEL_COLUMNS = ("gt_label", "class", "group", "patient_id", "laterality")
+_REGION_THREADS = 2
+_ROOM = 2
+"""Batches between two stages; each may hold some tens of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ScoreOptions:
 def score_run(
     bundle: Bundle,
     dataset: Dataset,
-    items: Sequence[Item],
+    items: Iterable[Item],
     out: Path,
     *,
     kind: str = "score",
@@ -82,22 +82,30 @@ def score_run(
 
     On going on, an item is scored anew when the size or time of its file or masks or its labels
     have changed since, so also a failed one that was repaired; a row whose file has gone stays.
+    So is one that the system would not let be read (a mount that was gone, no permission).
+
+    Memory does not grow with the number of items but for 17 bytes for each row that is there when
+    the run goes on.
 
     Args:
         bundle: the model.
         dataset: where the items come from, for ``run.json``.
-        items: what to score.
+        items: what to score; walked up to three times, each time the same in the same order.
         out: the run folder.
         kind: ``score`` or ``eval``.
         options: batch size, threads, limits.
-        check: may turn a prepared image into a failed row, as ``(status, error)``.
+        check: may turn a prepared image into a failed row, as ``(status, error)``; called from
+            several threads.
         progress: told about the images.
 
     Returns:
         number of rows by status, over the whole run.
 
     Raises:
-        RunError: the folder holds something else, another run, or a run on other images.
+        RunError: the folder holds something else, another run, or a run on other images; or not
+            even one image fits into memory.
+        OSError: the run folder cannot be written. The rows before are there, and the next call
+            goes on.
     """
     options, progress = options or ScoreOptions(), progress or Progress()
     about = {
@@ -115,236 +123,136 @@ def score_run(
         "environment": environment(),
         "intended_use": "research; no clinical claim",
     }
-    if options.shard:
-        items = [item for item in items if options.shard.holds(item.id)]
+    mine = _Part(items, options.shard)
+    naming = Naming()
     began = time.monotonic()
     with RunFolder(out, about) as run:
-        done = _keep_rows(run, dataset.layout, items, options.retry_failed)
-        todo = [item for item in items[: options.limit] if item.id not in done]
-        # Before anything is read: what changes while the run goes on is noticed by the next one.
-        files = {item.id: _files(item) for item in todo}
-        loader = Loader(
-            todo,
-            InputSpec(**bundle.input_spec),
-            batch_size=options.batch_size,
-            threads=options.threads,
-            max_megapixels=options.max_megapixels,
+        standing = Standing(run, naming)
+        standing.settle(
+            mine, dataset.layout, limit=options.limit, retry_failed=options.retry_failed
         )
-        wanted = len(items[: options.limit])
+        maker = RowMaker(bundle, run, naming, options.save_maps)
+        wanted = min(standing.inputs, options.limit or standing.inputs)
         with progress.task("score", wanted, "images") as task:
-            task.advance(wanted - len(todo))
-            for chunk in loader:
-                for row in _rows(bundle, chunk, run, options, check):
-                    row.update(zip(_FILE_COLUMNS, files[row["id"]]))
-                    run.add(row)
-                task.advance(len(chunk), failed=len(chunk.failures))
+            task.advance(wanted - standing.todo)
+            pipeline = _Pipeline(maker, options, check, task, standing.todo, standing.counts)
+            pipeline.run(standing.without_a_row(islice(iter(mine), options.limit)))
         run.flush()
-        counts = count_statuses(out)
-        seconds = round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3)
-        left = len(items) - len(done) - len(todo)
-        ends = {"inputs": len(items), "left": left, "counts": counts, "seconds": seconds}
+        counts = dict(standing.counts)
+        ends = {
+            "inputs": standing.inputs,
+            "left": standing.missing - standing.todo,
+            "counts": counts,
+            "profile": pipeline.stages.profile(pipeline.done),
+            "seconds": round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3),
+        }
         run.write_json("run.json", {**run.about, **ends})
         run.log("end", counts=counts)
     return counts
 
 
-def _keep_rows(run: RunFolder, layout: str, items: Sequence[Item], retry_failed: bool) -> set[str]:
-    """Ids whose rows stand; rows that no longer do are dropped."""
-    known = {item.id: item for item in items}
-    done, changed, failed = set(), set(), set()
-    columns = ["id", "path", "status", *_FILE_COLUMNS, *_LABEL_COLUMNS]
-    for row in read_rows(run.path, columns=columns):
-        item = known.get(row["id"])
-        if item is None:
-            if layout in _NAMED_ONE_BY_ONE:
-                raise RunError(
-                    f"{run.path} holds {row['id']}, which this {layout} does not name (it may "
-                    "grow, not change); give another -o, or --overwrite"
-                )
-            continue
-        if not _same_file(row["path"], item.path):
-            raise RunError(
-                f"{run.path} holds {row['id']} of {row['path']}, which is now {_path(item.path)}; "
-                "give another -o, or --overwrite"
+class _Part:
+    """The items of one shard, or all; walkable again."""
+
+    def __init__(self, items: Iterable[Item], shard: Shard | None) -> None:
+        self.items, self.shard = items, shard
+
+    def __iter__(self) -> Iterator[Item]:
+        if self.shard is None:
+            return iter(self.items)
+        holds = self.shard.holds
+        return (item for item in self.items if holds(item.id))
+
+
+class _Pipeline:
+    """Four stages: read (a loader's threads), score (the caller's), regions and maps, write."""
+
+    def __init__(
+        self,
+        maker: RowMaker,
+        options: ScoreOptions,
+        check: Check | None,
+        task: Task,
+        total: int,
+        counts: Counter[str],
+    ) -> None:
+        self.maker, self.options, self.check = maker, options, check
+        self.task, self.total, self.counts, self.done = task, total, counts, 0
+        self.score = Scorer(maker.bundle)
+        self._files: dict[str, Files] = {}
+        self.stages = Stages(read=1, score=1, regions=_REGION_THREADS, write=1)
+
+    def run(self, items: Iterator[Item]) -> None:
+        """Score the items and add their rows."""
+        torch.get_num_threads()  # this thread keeps its own setting, whatever pools do meanwhile
+        loader = Loader(
+            FileStream(self._noting_files(items)),
+            InputSpec(**self.maker.bundle.input_spec),
+            batch_size=self.options.batch_size,
+            threads=self.options.threads,
+            max_megapixels=self.options.max_megapixels,
+        )
+        chunks = self.stages.channel(_ROOM, "read", "score")
+        made = self.stages.channel(_ROOM + _REGION_THREADS, "score", "write")
+        with (
+            single_threaded_pool(_REGION_THREADS, "fundad-regions") as pool,
+            self.stages.running(),
+        ):
+            self.stages.start("read", lambda: self._read(loader, chunks))
+            self.stages.start("write", lambda: self._write(made))
+            for chunk in chunks:
+                with self.stages.times["score"].working():
+                    scored = self.score(chunk.batch) if chunk.items else None
+                made.put((chunk, pool.submit(self._rows, chunk, scored)))
+                del chunk, scored
+            made.close()
+
+    def _noting_files(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Just before they are read: what changes from then on is noticed by the next run."""
+        for item in items:
+            self._files[item.id] = files_of(item)
+            yield item
+
+    def _read(self, loader: Loader, chunks: Channel[Chunk]) -> None:
+        began, times = time.perf_counter(), self.stages.times["read"]
+        for chunk in loader:
+            times.busy = time.perf_counter() - began - times.blocked
+            chunks.put(chunk)
+        chunks.close()
+
+    def _rows(self, chunk: Chunk, scored: Scored | None) -> tuple[Rows, float]:
+        """Runs in the pool; the rows, and for how long."""
+        began = time.perf_counter()
+        rows = [self.maker.failed(f, self._files.pop(f.item.id)) for f in chunk.failures]
+        for i, (item, prepared) in enumerate(zip(chunk.items, chunk.prepared)):
+            assert scored is not None
+            wrong = self.check(item, prepared) if self.check else None
+            values = None if scored.map is None else scored.map[i]
+            files = self._files.pop(item.id)
+            row = self.maker.scored(item, prepared, files, scored.image[i], values, wrong)
+            if row["status"] == "ok":
+                row["ms_read"], row["ms_model"] = chunk.ms_read[i], scored.ms
+            rows.append(row)
+        return rows, time.perf_counter() - began
+
+    def _write(self, made: Channel[tuple[Chunk, Future[tuple[Rows, float]]]]) -> None:
+        times, began = self.stages.times, time.perf_counter()
+        for chunk, future in made:
+            waited = time.perf_counter()
+            rows, busy = future.result()
+            times["write"].starved += time.perf_counter() - waited
+            times["regions"].busy += busy
+            with times["write"].working():
+                for row in rows:
+                    self.maker.run.add(row)
+                    self.counts[row["status"]] += 1
+            self.done += len(rows)
+            rate = self.done / (time.perf_counter() - began)
+            self.task.advance(
+                len(chunk),
+                failed=len(chunk.failures),
+                images_per_second=round(rate, 2),
+                eta_seconds=round((self.total - self.done) / rate),
+                limits=self.stages.limiting(),
             )
-        files = _files(item)
-        # What only the file says of the patient is in the row, and cannot be in the item yet.
-        labels = {
-            key: value
-            for key, value in _labels(item).items()
-            if value is not None or key not in _MAY_COME_FROM_THE_FILE
-        }
-        was = tuple(row[name] for name in _FILE_COLUMNS)
-        there = files[0] is not None
-        if there and (was != files or any(row[key] != value for key, value in labels.items())):
-            changed.add(item.id)
-        elif retry_failed and row["status"] != "ok":
-            failed.add(item.id)
-        else:
-            done.add(item.id)
-    if changed or failed:
-        run.log("anew", changed=len(changed), failed=len(failed))
-        run.drop(changed | failed)
-    return done
-
-
-def _files(item: Item) -> Files:
-    """Size and time of an item's file and of its masks; ``None`` where there is none."""
-    size, newest = _size_and_time(item.path)
-    paths = [item.mask_path] if item.mask_path is not None else []
-    masks = [_size_and_time(p) for p in (*paths, *(path for _, path in item.mask_paths_by_type))]
-    sizes = [one for one, _ in masks if one is not None]
-    times = [one for _, one in masks if one is not None]
-    return size, newest, sum(sizes) if sizes else None, max(times, default=None)
-
-
-def _size_and_time(path: str) -> tuple[int | None, int | None]:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None, None  # the row's own status says what is wrong with the file
-    return facts.st_size, facts.st_mtime_ns
-
-
-def _labels(item: Item) -> dict[str, Any]:
-    """What a row repeats of an item."""
-    return dict(
-        zip(
-            _LABEL_COLUMNS,
-            (item.label, item.class_name, item.group, item.patient_id, item.laterality),
-        )
-    )
-
-
-def _identifiers(item: Item) -> dict[str, str | None]:
-    found = item.identifiers or Identifiers()
-    names = ("sop_instance_uid", "study_instance_uid", "series_instance_uid", "acquired")
-    return {name: getattr(found, name) for name in names}
-
-
-def _path(path: str) -> str:
-    """A path as a row holds it: absolute; Parquet knows no bytes that are not UTF-8."""
-    return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
-
-
-def _same_file(stored: str, path: str) -> bool:
-    return stored == _path(path) or os.path.realpath(stored) == os.path.realpath(path)
-
-
-def count_statuses(out: Path) -> dict[str, int]:
-    """Number of rows of a run by status."""
-    return dict(Counter(row["status"] for row in read_rows(out, columns=["status"])))
-
-
-def describe_model(bundle: Bundle) -> dict[str, Any]:
-    """What ``run.json`` says of the model."""
-    normal = [] if bundle.normal is None else thinned(bundle.normal.score)
-    return {
-        "id": bundle.id,
-        "method": bundle.method.name,
-        "preset": bundle.preset,
-        "config": bundle.method.config.model_dump(mode="json"),
-        "input_spec": bundle.input_spec,
-        "thresholds": bundle.thresholds,
-        "colour_scale": bundle.colour_scale,
-        "trained_on": bundle.trained_on,
-        "normal_scores": normal,
-    }
-
-
-def thinned(scores: np.ndarray, n: int = NORMAL_SCORES) -> list[float]:
-    """At most ``n`` of the scores, evenly by rank with both ends; sorted, to six digits."""
-    ordered = np.sort(np.asarray(scores, np.float64))
-    if len(ordered) > n:
-        ordered = ordered[np.linspace(0, len(ordered) - 1, n).round().astype(np.intp)]
-    return [float(f"{value:.6g}") for value in ordered]
-
-
-def _rows(
-    bundle: Bundle, chunk: Chunk, run: RunFolder, options: ScoreOptions, check: Check | None
-) -> list[dict[str, Any]]:
-    rows = [_row(f.item, bundle, f.status, f.error) for f in chunk.failures]
-    if not chunk.items:
-        return rows
-    began = time.perf_counter()
-    scores = bundle.method.score(chunk.batch)
-    image = scores.image.cpu().numpy()
-    ms_model = (time.perf_counter() - began) * 1000 / len(chunk.items)
-    maps = None if scores.map is None else scores.map.cpu()
-    for i, (item, prepared) in enumerate(zip(chunk.items, chunk.prepared)):
-        wrong = check(item, prepared) if check else None
-        if wrong is None and not np.isfinite(image[i]):
-            wrong = ("failed", "the score is not finite; please report this image's kind")
-        if wrong is not None:
-            rows.append(_row(item, bundle, *wrong, prepared=prepared))
-            continue
-        row = _row(item, bundle, "ok", None, prepared=prepared)
-        row["score"] = float(image[i])
-        row["ms_read"], row["ms_model"] = chunk.ms_read[i], ms_model
-        if bundle.normal is not None:
-            row["score_pct"] = float(score_percentile(image[i : i + 1], bundle.normal.score)[0])
-        threshold = (bundle.thresholds.get("image") or {}).get("value")
-        if threshold is not None:
-            row["pred_label"] = int(image[i] > threshold)
-        if maps is not None:
-            _add_map(row, maps[i], item, prepared, bundle, run, options)
-        rows.append(row)
-    return rows
-
-
-def _add_map(
-    row: dict[str, Any],
-    values: torch.Tensor,
-    item: Item,
-    prepared: Prepared,
-    bundle: Bundle,
-    run: RunFolder,
-    options: ScoreOptions,
-) -> None:
-    size = bundle.input_spec["image_size"]
-    if options.save_maps:
-        affine = map_affine(prepared.affine, size, (values.shape[0], values.shape[1]))
-        row["map_path"] = run.save_map(item.id, values.numpy(), affine)
-    threshold = (bundle.thresholds.get("pixel") or {}).get("value")
-    if threshold is not None:
-        full = nnf.interpolate(values[None, None], (size, size), mode="bilinear")[0, 0]
-        if prepared.mask is not None:
-            full = full * prepared.mask
-        row["regions"] = top_regions(
-            full.numpy(), threshold, prepared.affine, prepared.height, prepared.width
-        )
-
-
-def _row(
-    item: Item,
-    bundle: Bundle,
-    status: str,
-    error: str | None,
-    *,
-    prepared: Prepared | None = None,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": item.id,
-        "path": _path(item.path),
-        "status": status,
-        "error": error,
-        **_labels(item),
-        "member": None if item.member is None else item_id(item.member),
-        "member_offset": item.offset,
-        "frame": item.frame,
-        **_identifiers(item),
-        "mask_path": None if item.mask_path is None else _path(item.mask_path),
-        "model_id": bundle.id,
-    }
-    if prepared is not None:
-        row["width"], row["height"] = prepared.width, prepared.height
-        if bundle.input_spec["fov"] == "auto":
-            fov = prepared.fov
-            row |= {
-                "fov_status": fov.status,
-                "fov_cx": fov.cx,
-                "fov_cy": fov.cy,
-                "fov_r": fov.r,
-                "fov_box": list(fov.box),
-            }
-    return row
+            del chunk, future, rows

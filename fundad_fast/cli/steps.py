@@ -315,11 +315,28 @@ def score_into(
         progress=shown,
     )
     seconds = time.monotonic() - began
+    print_profile(output)
     if maps and top != 0:
         drawn = make_overlays(output, top, progress=shown, max_megapixels=max_megapixels)
         for reason, count in drawn.left_out.items():
             print(f"{count} overlays not drawn: {reason}")
     return print_counts(counts, output, seconds)
+
+
+def print_profile(run: Path) -> None:
+    """Say how fast a run was, how busy its stages were, and which one limits it."""
+    from ..run_folder import read_run
+
+    profile = read_run(run)["profile"]
+    if not profile["images"]:
+        return
+    busy = ", ".join(
+        f"{name} {100 * stage['busy_share']:.0f} %" for name, stage in profile["stages"].items()
+    )
+    print(
+        f"{profile['images']} images, {profile['images_per_second']:.3g} per second; limited by "
+        f"{profile['limits']} (busy: {busy})"
+    )
 
 
 def print_counts(counts: dict[str, int], output: Path, seconds: float | None = None) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         show,
     )
     from fundad_fast.data.layouts import discover
-    from fundad_fast.data.loader import BatchStream, Chunk, Failure, Loader
+    from fundad_fast.data.loader import BatchStream, Chunk, Failure, FileStream, Loader
     from fundad_fast.data.opening import open_source
     from fundad_fast.data.preparation import Prepared, prepare
     from fundad_fast.data.readers import read_image, read_mask, read_picture
@@ -41,6 +41,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Failure",
+    "FileStream",
     "Fov",
     "Identifiers",
     "InputCensus",
@@ -74,6 +75,7 @@ _MODULE_OF = {
     "DataError": "items",
     "Dataset": "items",
     "Failure": "loader",
+    "FileStream": "loader",
     "Fov": "fundus",
     "Identifiers": "items",
     "InputCensus": "census",

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,33 @@ class FileSource:
         )
 
 
+class FileStream(FileSource):
+    """Items that come one after another, each held from when it is asked for until it is read.
+
+    A loader can walk it once; its length is not known.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        super().__init__(())
+        self.items = _Passing(items)  # type: ignore[assignment]
+
+
+class _Passing:
+    """Numbered things of which each is taken out once."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._source = items
+        self._held: dict[int, Item] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        for index, item in enumerate(self._source):
+            self._held[index] = item
+            yield item
+
+    def __getitem__(self, index: int) -> Item:
+        return self._held.pop(index)
+
+
 @dataclass(frozen=True)
 class Failure:
     """An item that could not be used.
@@ -67,11 +94,14 @@ class Failure:
         item: which.
         status: one of ``STATUSES``.
         error: the reason, one line.
+        passing: the system refused (a mount that is gone, permissions, memory), not the content:
+            the same bytes may be readable another time.
     """
 
     item: Item
     status: Status
     error: str
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,29 +174,35 @@ class Loader:
         return -(-len(self.items) // self.batch_size)
 
     def __iter__(self) -> Iterator[Chunk]:
-        total = len(self.items)
+        items = self.source.items
+        total = len(items) if isinstance(items, Sequence) else None
+        size = self.batch_size if total is None else min(self.batch_size, max(total, 1))
         ahead = self.batch_size + max(self.batch_size, 2 * self.threads)
-        with _pool(min(self.threads, max(total, 1))) as pool:
+        threads = self.threads if total is None else min(self.threads, max(total, 1))
+        with single_threaded_pool(threads, "fundad-read") as pool:
             pending: deque[Future[_Result]] = deque()
             blocks: deque[_Block] = deque()
-            submitted = 0
-            for start in range(0, total, self.batch_size):
-                results: list[_Result] = []
-                for _ in range(start, min(start + self.batch_size, total)):
-                    while submitted < total and len(pending) < ahead - len(results):
-                        place = submitted % self.batch_size
-                        if place == 0:
-                            blocks.append(
-                                _Block(min(self.batch_size, total - submitted), self.spec)
-                            )
-                        pending.append(pool.submit(self._load, submitted, blocks[-1], place))
-                        submitted += 1
-                    results.append(pending.popleft().result())
+            results: list[_Result] = []
+            source = enumerate(items)
+            while True:
+                while len(pending) < ahead - len(results) and (entry := next(source, None)):
+                    index, item = entry
+                    place = index % self.batch_size
+                    if place == 0:
+                        blocks.append(_Block(size, self.spec))
+                    pending.append(pool.submit(self._load, index, item, blocks[-1], place))
+                if not pending:
+                    break
+                results.append(pending.popleft().result())
+                if len(results) == self.batch_size:
+                    yield _chunk(results, blocks.popleft())
+                    results = []
+            if results:
                 yield _chunk(results, blocks.popleft())
 
-    def _load(self, index: int, block: _Block, place: int) -> _Result:
+    def _load(self, index: int, item: Item, block: _Block, place: int) -> _Result:
         started = time.perf_counter()
-        result = _Result(self.items[index])
+        result = _Result(item)
         try:
             pixels = self.source.read(index, self.spec, self.max_megapixels)
             if isinstance(pixels, Picture):
@@ -180,9 +216,11 @@ class Loader:
             result.prepared = prepared
         except ReadError as error:
             result.item = identified(result.item, error.identifiers)
-            result.failure = Failure(result.item, error.status, error.reason)
+            result.failure = Failure(
+                result.item, error.status, error.reason, _of_the_system(error.__cause__)
+            )
         except Exception as error:  # the border of one image: none may end the run of the others
-            result.failure = Failure(result.item, "failed", _said(error))
+            result.failure = Failure(result.item, "failed", _said(error), _of_the_system(error))
         result.ms = (time.perf_counter() - started) * 1000
         return result
 
@@ -203,6 +241,13 @@ class BatchStream:
             self.failures.update({failure.item.id: failure for failure in chunk.failures})
             if chunk.items:
                 yield chunk.batch
+
+
+def _of_the_system(error: BaseException | None) -> bool:
+    # Decoders raise bare OSErrors for damaged content; the system's own have a number.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno is not None
+    )
 
 
 def _said(error: Exception) -> str:
@@ -244,7 +289,7 @@ class _Block:
 def _chunk(results: list[_Result], block: _Block) -> Chunk:
     places = [i for i, result in enumerate(results) if result.prepared is not None]
     image, mask = block.image, block.mask
-    if len(places) < len(results):  # close the gaps of those that failed
+    if len(places) < len(image):  # close the gaps of those that failed; the last may be short
         image, mask = image[places], None if mask is None else mask[places]
     items = tuple(results[i].item for i in places)
     prepared = tuple(
@@ -266,9 +311,9 @@ def _use_one_torch_thread() -> None:
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+def single_threaded_pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads run torch operators on themselves alone."""
-    pool = ThreadPoolExecutor(threads, "fundad-read", initializer=_use_one_torch_thread)
+    pool = ThreadPoolExecutor(threads, name, initializer=_use_one_torch_thread)
     barrier = threading.Barrier(threads + 1)
     try:
         # The setting is per thread, but it is also what later threads start from: once every

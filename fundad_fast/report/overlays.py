@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +68,8 @@ def make_overlays(
     about = read_run(run)
     facts, spec = about["model"], view.input_spec(about)
     scale, pixel = facts.get("colour_scale"), (facts.get("thresholds") or {}).get("pixel") or {}
-    rows = [r for r in read_rows(run) if r["status"] == "ok" and r["map_path"] is not None]
-    rows.sort(key=lambda r: (-r["score"], r["id"]))
-    rows = rows[:top]
+    found = (r for r in read_rows(run) if r["status"] == "ok" and r["map_path"] is not None)
+    rows = _worst(found, top)
     result = Overlays()
     if not scale:
         if rows:
@@ -84,6 +85,17 @@ def make_overlays(
                 result.drawn += 1
             task.advance()
     return result
+
+
+def _worst(rows: Iterable[dict[str, Any]], top: int | None) -> list[dict[str, Any]]:
+    """The ``top`` highest scores, equal ones by id; the others are not held."""
+    if top is None:
+        return sorted(rows, key=_rank)
+    return heapq.nsmallest(top, rows, key=_rank)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, str]:
+    return -row["score"], row["id"]
 
 
 def _draw(

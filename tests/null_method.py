@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method that costs nothing, and runs with it that are killed or meet errors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+
+from fundad_fast.batch import Scores
+from fundad_fast.bundle import Bundle
+from fundad_fast.data import InputSpec, discover
+from fundad_fast.methods import Method, MethodConfig, State
+from fundad_fast.run_folder import read_rows
+
+
+class Null(Method):
+    """Scores are mean brightness; maps are of 8 x 8 cells."""
+
+    name = "null"
+    Config = MethodConfig
+    presets = MappingProxyType({"default": {}})
+
+    def fit(self, train, **options):
+        return self
+
+    def score(self, batch):
+        return Scores(batch.image.mean((1, 2, 3)), nnf.adaptive_avg_pool2d(batch.image, 8).mean(1))
+
+    def state(self):
+        return State()
+
+    @classmethod
+    def from_state(cls, config, state):
+        return cls(config)
+
+    def plan(self, images, folds):
+        raise NotImplementedError
+
+
+def null_bundle(size: int = 32, method: Method | None = None) -> Bundle:
+    """A model without a field of view, whose thresholds find regions in bright images."""
+    spec = InputSpec(image_size=size, fov="none", channels="rgb", bit_depth=8)
+    return Bundle(
+        method=method or Null(MethodConfig(image_size=size, fov="none")),
+        preset="default",
+        input_spec=spec.model_dump(mode="json"),
+        thresholds={"image": {"value": 0.5}, "pixel": {"value": 0.5}},
+        id="null",
+    )
+
+
+def make_images(folder: Path, n: int, side: int = 24, broken: int = 7) -> Path:
+    """Small pictures of noise, each ``broken``-th one damaged."""
+    import cv2
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i:04d}.png"), image)
+        if i % broken == broken - 1:
+            os.truncate(folder / f"{i:04d}.png", 60)
+    return folder
+
+
+def score_null(source: Path, out: Path, **options) -> dict[str, int]:
+    """Score a folder with the null model, in small parts."""
+    from fundad_fast import run_folder
+    from fundad_fast.archive.run import ScoreOptions, score_run
+
+    torch.set_num_threads(1)
+    run_folder.PART_ROWS = 8
+    dataset = discover(source)
+    chosen = ScoreOptions(**{"batch_size": 4, "threads": 2, **options})
+    return score_run(null_bundle(), dataset, dataset.items, out, options=chosen)
+
+
+def table(out: Path) -> dict[str, dict]:
+    """Rows by id without times; none may be there twice, and no map may be missing."""
+    rows = list(read_rows(out))
+    found = {row["id"]: row for row in rows}
+    assert len(found) == len(rows)
+    for row in rows:
+        del row["ms_read"], row["ms_model"]
+        if row["map_path"] is not None:
+            with np.load(out / row["map_path"]) as stored:
+                row["map"] = stored["map"].tobytes()
+    return found
