@@ -224,6 +224,12 @@ class RunFolder:
         was, now = before["model"].get("id"), self.about["model"]["id"]
         if was != now:
             raise RunError(f"{self.path} was scored by model {was}, not {now}; {other}")
+        was, now = before.get("settings") or {}, self.about.get("settings") or {}
+        for key in sorted({*was, *now}):
+            if was.get(key) != now.get(key):
+                raise RunError(
+                    f"{self.path} was made with {key}={was.get(key)}, not {now.get(key)}; {other}"
+                )
         keys = ["kind", "layout"]
         if self.about.get("layout") != "list":
             keys.append("input")
@@ -231,12 +237,6 @@ class RunFolder:
             was, now = before.get(key), self.about.get(key)
             if was != now:
                 raise RunError(f"{self.path} holds a run of {key} {was}, not {now}; {other}")
-        was, now = before.get("settings") or {}, self.about.get("settings") or {}
-        for key in sorted({*was, *now}):
-            if was.get(key) != now.get(key):
-                raise RunError(
-                    f"{self.path} was made with {key}={was.get(key)}, not {now.get(key)}; {other}"
-                )
 
     def drop(self, ids: Container[str]) -> None:
         """Remove rows with their maps and overlays, so that their inputs can be scored anew.

@@ -298,6 +298,20 @@ def test_shards_are_scored_and_merged(model, cohort, tmp_path):
     assert "would score 3 images into" in said
 
 
+def test_names_are_left_out_when_asked(model, cohort, tmp_path):
+    args = ("score", cohort / "test", "-m", model, "-o", tmp_path / "run")
+    assert "--key is for --deidentify" in call(*args, "--key", tmp_path / "k", code=2)
+    call(*args, "--deidentify")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.key"]
+    assert not (tmp_path / "run/overlays").exists()
+    table = rows(tmp_path / "run")
+    assert {row["path"] for row in table} == {""}
+    assert all(len(row["id"]) == 24 for row in table)
+    call(*args, "--deidentify", "--key", tmp_path / "run.key")
+    assert rows(tmp_path / "run") == table
+    assert "deidentify" in call(*args, code=2)
+
+
 def test_two_runs_are_compared_on_the_same_images(model, cohort, tmp_path):
     call("fit", cohort, "-o", tmp_path / "m", *SETTINGS, "--set", "combination=F")
     call("eval", cohort, "-m", tmp_path / "m", "-o", tmp_path / "a", "--intervals", 20)

@@ -41,6 +41,16 @@ class Naming:
         """Whether a row's path is that of an item."""
         return stored == self.path(path) or os.path.realpath(stored) == os.path.realpath(path)
 
+    def files(self, item: Item) -> Files:
+        """Size and time of an item's file and of its masks; ``None`` where there is none."""
+        size, newest = _size_and_time(item.path)
+        paths = [item.mask_path] if item.mask_path is not None else []
+        paths += [path for _, path in item.mask_paths_by_type]
+        masks = [_size_and_time(path) for path in paths]
+        sizes = [one for one, _ in masks if one is not None]
+        times = [one for _, one in masks if one is not None]
+        return size, newest, sum(sizes) if sizes else None, max(times, default=None)
+
     def labels(self, item: Item) -> dict[str, Any]:
         """What a row repeats of an item."""
         said = (item.label, item.class_name, item.group, item.patient_id, item.laterality)
@@ -61,15 +71,9 @@ class Naming:
         """Why it has no score."""
         return error
 
-
-def files_of(item: Item) -> Files:
-    """Size and time of an item's file and of its masks; ``None`` where there is none."""
-    size, newest = _size_and_time(item.path)
-    paths = [item.mask_path] if item.mask_path is not None else []
-    masks = [_size_and_time(p) for p in (*paths, *(path for _, path in item.mask_paths_by_type))]
-    sizes = [one for one, _ in masks if one is not None]
-    times = [one for _, one in masks if one is not None]
-    return size, newest, sum(sizes) if sizes else None, max(times, default=None)
+    def about(self, about: dict[str, Any]) -> dict[str, Any]:
+        """What ``run.json`` says."""
+        return about
 
 
 def _size_and_time(path: str) -> tuple[int | None, int | None]:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ..data.loader import single_threaded_pool
 from ..progress import Progress, Task
 from ..run_folder import RunFolder
 from .model import Scored, Scorer, describe_model
-from .rows import Files, Naming, RowMaker, files_of
+from .rows import Files, Naming, RowMaker
 from .sharding import Shard
 from .stages import Channel, Stages
 from .standing import Standing
@@ -53,6 +53,7 @@ class ScoreOptions:
         retry_failed: score again what failed, even where its files have not changed.
         limit: only so many inputs, the first ones of the shard, are to have rows.
         shard: score only this part of the inputs.
+        naming: how rows name their inputs; see :mod:`fundad_fast.archive.deidentify`.
     """
 
     batch_size: int = 8
@@ -62,6 +63,7 @@ class ScoreOptions:
     retry_failed: bool = False
     limit: int | None = None
     shard: Shard | None = None
+    naming: Naming = field(default_factory=Naming)
 
 
 def score_run(
@@ -124,9 +126,9 @@ def score_run(
         "intended_use": "research; no clinical claim",
     }
     mine = _Part(items, options.shard)
-    naming = Naming()
+    naming = options.naming
     began = time.monotonic()
-    with RunFolder(out, about) as run:
+    with RunFolder(out, naming.about(about)) as run:
         standing = Standing(run, naming)
         standing.settle(
             mine, dataset.layout, limit=options.limit, retry_failed=options.retry_failed
@@ -210,7 +212,7 @@ class _Pipeline:
     def _noting_files(self, items: Iterator[Item]) -> Iterator[Item]:
         """Just before they are read: what changes from then on is noticed by the next run."""
         for item in items:
-            self._files[item.id] = files_of(item)
+            self._files[item.id] = self.maker.naming.files(item)
             yield item
 
     def _read(self, loader: Loader, chunks: Channel[Chunk]) -> None:

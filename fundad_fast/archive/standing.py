@@ -20,7 +20,7 @@ import numpy as np
 
 from ..data import Item
 from ..run_folder import RunError, RunFolder, read_part, score_parts
-from .rows import FILE_COLUMNS, LABEL_COLUMNS, MAY_COME_FROM_THE_FILE, Files, Naming, files_of
+from .rows import FILE_COLUMNS, LABEL_COLUMNS, MAY_COME_FROM_THE_FILE, Files, Naming
 from .sharding import id_hash
 
 _COLUMNS = ["id", "path", "status", *FILE_COLUMNS, *LABEL_COLUMNS]
@@ -93,7 +93,7 @@ class Standing:
                 self.missing += int(np.count_nonzero(~there))
                 self.inputs += len(block)
                 slices = np.array_split(known, _STAT_THREADS)
-                found = pool.map(lambda part: [files_of(block[i]) for i in part], slices)
+                found = pool.map(lambda part: [self.naming.files(block[i]) for i in part], slices)
                 for i, files in zip(known, (one for part in found for one in part)):
                     if not self._holds(names[i], block[i], files, int(place[i])):
                         doubtful[names[i]] = block[i], files

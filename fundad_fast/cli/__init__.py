@@ -18,7 +18,9 @@ from ..progress import progress
 from .options import (
     BatchSize,
     Config,
+    Deidentify,
     Device,
+    KeyFile,
     Limit,
     Megapixels,
     Model,
@@ -163,6 +165,8 @@ def score(
     retry_failed: RetryFailed = False,
     limit: Limit = None,
     shard: ShardOption = None,
+    deidentify: Deidentify = False,
+    key: KeyFile = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
@@ -176,6 +180,10 @@ def score(
             print_score_plan(dataset, part, limit, output)
             return
         apart(output, [model, *source], dataset.items)
+        if deidentify:
+            top = 0
+        elif key is not None:
+            raise UsageError("--key is for --deidentify")
         shown = progress(show)
         failed = score_into(
             model,
@@ -194,6 +202,8 @@ def score(
             retry_failed=retry_failed,
             limit=limit,
             shard=part,
+            deidentify=deidentify,
+            key=key,
         )
         if with_report:
             from ..report import write_report

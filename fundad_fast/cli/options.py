@@ -69,6 +69,16 @@ Overlays = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Only the first so many inputs; raise it to go on.")
 ]
+Deidentify = Annotated[
+    bool,
+    typer.Option(
+        "--deidentify", help="Leave patients, paths and DICOM identifiers out; no overlays then."
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key", help="Key of --deidentify; default: made beside OUTPUT, as OUTPUT.key."),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(

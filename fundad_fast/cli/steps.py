@@ -283,8 +283,12 @@ def score_into(
     retry_failed: bool = False,
     limit: int | None = None,
     shard: Shard | None = None,
+    deidentify: bool = False,
+    key: Path | None = None,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
+    from ..archive.deidentify import Hidden, key_of
+    from ..archive.rows import Naming
     from ..archive.run import ScoreOptions, score_run
     from ..archive.truth import check_mask
     from ..detector import load
@@ -302,6 +306,7 @@ def score_into(
         retry_failed=retry_failed,
         limit=limit,
         shard=shard,
+        naming=Hidden(key_of(output, key)) if deidentify else Naming(),
     )
     began = time.monotonic()
     counts = score_run(
