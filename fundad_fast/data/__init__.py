@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fundad_fast.data.census import InputCensus, inspect_inputs
     from fundad_fast.data.folds import assign_folds
     from fundad_fast.data.fundus import Fov, find_fov, fov_mask
+    from fundad_fast.data.inventory import Inventory, take_inventory
     from fundad_fast.data.items import (
         STATUSES,
         DataError,
@@ -46,6 +47,7 @@ __all__ = [
     "Identifiers",
     "InputCensus",
     "InputSpec",
+    "Inventory",
     "Item",
     "Loader",
     "Prepared",
@@ -65,6 +67,7 @@ __all__ = [
     "read_picture",
     "resize",
     "show",
+    "take_inventory",
 ]
 
 _MODULE_OF = {
@@ -80,6 +83,7 @@ _MODULE_OF = {
     "Identifiers": "items",
     "InputCensus": "census",
     "InputSpec": "spec",
+    "Inventory": "inventory",
     "Item": "items",
     "Loader": "loader",
     "Prepared": "preparation",
@@ -99,6 +103,7 @@ _MODULE_OF = {
     "read_picture": "readers",
     "resize": "resizing",
     "show": "items",
+    "take_inventory": "inventory",
 }
 
 

@@ -160,13 +160,10 @@ def _key(folders: tuple[str, ...]) -> tuple[str, ...]:
 def _category(root: str, files: list[_File]) -> tuple[tuple[str, ...], int]:
     """The one folder that holds a data set of its own, such as MVTec's ``bottle``, if any."""
 
-    def speaks(name: str) -> bool:
-        return name.lower() in SPLIT_NAMES or is_healthy(name)
-
     keys = [_key(file.folders) for file in files]
-    if any(key and speaks(key[0]) for key in keys):
+    if any(key and _speaks(key[0]) for key in keys):
         return (), 0
-    categories = sorted({key[0] for key in keys if len(key) > 1 and speaks(key[1])})
+    categories = sorted({key[0] for key in keys if len(key) > 1 and _speaks(key[1])})
     if len(categories) > 1:
         names = ", ".join(show(name) for name in categories[:5])
         raise DataError(
@@ -179,6 +176,18 @@ def _category(root: str, files: list[_File]) -> tuple[tuple[str, ...], int]:
     holder = next(file for file, key in zip(files, keys) if key[:1] == (categories[0],))
     prefix = holder.folders[: holder.folders.index(categories[0]) + 1]
     return prefix, sum(file.folders[: len(prefix)] != prefix for file in files)
+
+
+def _speaks(name: str) -> bool:
+    return name.lower() in SPLIT_NAMES or is_healthy(name)
+
+
+def is_plain(path: str) -> bool:
+    """Whether an image's path in its folder tells of no class, split, mask or data set."""
+    *folders, name = path.split("/")
+    if base_of_side_by_side(name) is not None or any(is_mask_folder(part) for part in folders):
+        return False
+    return not any(_speaks(part) for part in _key(tuple(folders))[:2])
 
 
 def _inside(files: list[_File], prefix: tuple[str, ...]) -> list[_File]:

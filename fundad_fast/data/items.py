@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -191,15 +191,17 @@ class Dataset:
 
     def describe(self) -> str:
         """What was understood, in a few lines: counts by split and class, masks, notes."""
-        lines = [f"{show(self.root)}: {_count(len(self.items), 'image')}, layout {self.layout}"]
+        parts: list[_Part] = []
         for split in (*SPLITS, None):
             items = [item for item in self.items if item.split == split]
             if items:
-                lines.append(f"  {split or 'no split'}: {_describe_split(items)}")
-        if self.ignored:
-            lines.append(f"  ignored: {_count(self.ignored, 'other file')}")
-        lines.extend(f"  note: {note}" for note in self.notes)
-        return "\n".join(lines)
+                classes = Counter((item.label, item.class_name) for item in items)
+                masks = sum(item.mask_path is not None for item in items)
+                types = Counter(kind for item in items for kind, _ in item.mask_paths_by_type)
+                parts.append((split, classes, masks, types))
+        return describe_items(
+            self.root, self.layout, len(self.items), parts, self.ignored, self.notes
+        )
 
 
 def item_of_row(row: Mapping[str, Any]) -> Item:
@@ -238,17 +240,39 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _describe_split(items: list[Item]) -> str:
-    classes = Counter((item.label, item.class_name) for item in items)
+_Part = tuple[str | None, Counter[tuple[int | None, str | None]], int, Counter[str]]
+
+
+def describe_items(
+    root: str, layout: str, n: int, parts: Iterable[_Part], ignored: int, notes: Iterable[str]
+) -> str:
+    """The lines of :meth:`Dataset.describe`.
+
+    Args:
+        root, layout, ignored, notes: of the data set.
+        n: images in all.
+        parts: for each split with images: its name, images by label and class, how many have a
+            mask, and masks by type.
+    """
+    lines = [f"{show(root)}: {_count(n, 'image')}, layout {layout}"]
+    for split, classes, masks, types in parts:
+        lines.append(f"  {split or 'no split'}: {_describe(classes, masks, types)}")
+    if ignored:
+        lines.append(f"  ignored: {_count(ignored, 'other file')}")
+    lines.extend(f"  note: {note}" for note in notes)
+    return "\n".join(lines)
+
+
+def _describe(
+    classes: Counter[tuple[int | None, str | None]], masks: int, types: Counter[str]
+) -> str:
     words = {0: "healthy", 1: "abnormal", None: "unlabelled"}
     parts = [
         f"{n} {words[label]}" + (f" ({show(name)})" if name is not None else "")
         for (label, name), n in sorted(classes.items(), key=lambda kv: _class_order(kv[0]))
     ]
-    masks = sum(item.mask_path is not None for item in items)
     if masks:
         parts.append(_count(masks, "mask"))
-    types = Counter(kind for item in items for kind, _ in item.mask_paths_by_type)
     if types:
         by_type = " ".join(f"{show(kind)} {n}" for kind, n in sorted(types.items()))
         parts.append(f"masks by type: {by_type}")

@@ -6,9 +6,10 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from fundad_fast.data.folders import dataset_of_folder
 from fundad_fast.data.frames import Pages, with_frames
@@ -61,7 +62,7 @@ def discover(
         DataError: nothing is there, no image is found, ids are not unique, a manifest is wrong, or
             the folder holds several data sets.
     """
-    dataset = _found(source, recursive)
+    dataset = find(source, recursive)
     items = tuple(with_frames(dataset.items, pages=pages))
     notes = dataset.notes
     if len(items) > len(dataset.items):
@@ -70,9 +71,10 @@ def discover(
     return _unique(replace(dataset, items=items, notes=notes))
 
 
-def _found(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool
+def find(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool = True
 ) -> Dataset:
+    """As :func:`discover`, an item for each file, whose ids have not been compared."""
     if not isinstance(source, str | os.PathLike):
         return _dataset_of_list(source, recursive)
     path = os.path.expanduser(os.fspath(source))
@@ -90,50 +92,93 @@ def _is_pattern(path: str) -> bool:
 
 
 def _dataset_of_list(paths: Sequence[str | os.PathLike[str]], recursive: bool) -> Dataset:
+    check_list(paths)
+    left, items, notes, ignored = LeftOut(), list[Item](), list[str](), 0
+    entries = list(list_entries(paths, left))
+    for name, file, kind in entries:
+        if kind == "several":
+            part = find(file, recursive)
+            items += below(name, part)
+            notes += [f"{show(name)}: {note}" for note in part.notes]
+            ignored += part.ignored
+        elif kind == "shard":
+            found, more, said = items_of_shards([(file, name)])
+            items += found
+            ignored, notes = ignored + more, notes + said
+        else:
+            items.append(Item(item_id(name), file))
+    if not items:
+        raise nothing_listed(left)
+    layout = "several" if any(kind == "several" for _, _, kind in entries) else "list"
+    return Dataset(tuple(items), layout, os.getcwd(), ignored, (*notes, *left.notes()))
+
+
+def check_list(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise DataError for a list that is empty or of something else than paths."""
     wrong = next((p for p in paths if not isinstance(p, str | os.PathLike)), None)
     if wrong is not None:
         raise DataError(f"a list of paths holds {type(wrong).__name__}: give strings or Paths")
     if len(paths) == 0:
         raise DataError("the list of images is empty")
-    names = [os.fspath(path) for path in paths]
-    files = [os.path.expanduser(name) for name in names]
-    wide = [os.path.isdir(file) or _is_pattern(file) for file in files]
-    # Beside images a manifest was named by a shell's pattern; without any it is meant.
-    meant = all(w or is_manifest(f) or is_shard(f) for w, f in zip(wide, files))
-    several = [w or (meant and is_manifest(file)) for w, file in zip(wide, files)]
-    folders = [os.path.dirname(os.path.abspath(f)) for f, one in zip(files, several) if not one]
-    root = os.path.commonpath(folders) if folders else ""  # masks' folders are looked for below it
-    left, items, notes, ignored = _LeftOut(), list[Item](), list[str](), 0
-    for name, file, one in zip(names, files, several):
-        if one:
-            part = _found(file, recursive)
-            items += _below(name, part)
-            notes += [f"{show(name)}: {note}" for note in part.notes]
-            ignored += part.ignored
+
+
+def nothing_listed(left: LeftOut) -> DataError:
+    """What is wrong with a list of masks and manifests alone."""
+    return DataError(
+        f"the list holds no images, but {left}: give the images, or the manifest itself"
+    )
+
+
+def list_entries(
+    paths: Sequence[str | os.PathLike[str]], left: LeftOut
+) -> Iterator[tuple[str, str, Literal["file", "shard", "several"]]]:
+    """The entries of a list, without masks and manifests that were named by accident.
+
+    Args:
+        paths: files, shards, folders, patterns, manifests.
+        left: told about those that are left out.
+
+    Yields:
+        the entry as written, its path, and whether that names several images by a folder, pattern
+        or manifest.
+    """
+    meant, root = True, None
+    for path in paths:
+        file = os.path.expanduser(os.fspath(path))
+        if not _is_wide(file):
+            # Beside images a manifest was named by a shell's pattern; without any it is meant.
+            meant = meant and (is_manifest(file) or is_shard(file))
+            folder = os.path.dirname(os.path.abspath(file))
+            root = folder if root is None else os.path.commonpath((root, folder))
+    for path in paths:
+        name = os.fspath(path)
+        file = os.path.expanduser(name)
+        if _is_wide(file) or (meant and is_manifest(file)):
+            yield name, file, "several"
         elif is_shard(file):
-            found, more, said = items_of_shards([(file, name)])
-            items += found
-            ignored, notes = ignored + more, notes + said
+            yield name, file, "shard"
         elif not left.takes(file, os.path.relpath(os.path.dirname(os.path.abspath(file)), root)):
-            items.append(Item(item_id(name), file))
-    if not items:
-        raise DataError(
-            f"the list holds no images, but {left}: give the images, or the manifest itself"
-        )
-    layout = "several" if any(several) else "list"
-    return Dataset(tuple(items), layout, os.getcwd(), ignored, (*notes, *left.notes()))
+            yield name, file, "file"
 
 
-def _below(name: str, dataset: Dataset) -> list[Item]:
+def _is_wide(path: str) -> bool:
+    return os.path.isdir(path) or _is_pattern(path)
+
+
+def below(name: str, dataset: Dataset) -> list[Item]:
     """The items of one of several inputs: their ids start with it, so that they stay apart."""
     if dataset.layout == "manifest" and is_manifest(name):
         return list(dataset.items)
-    start = dataset.root if dataset.layout == "glob" else name
-    start = item_id(os.path.join(start, "")) if start not in ("", os.curdir) else ""
+    start = start_of(dataset.root if dataset.layout == "glob" else name)
     return [replace(item, id=f"{start}{item.id}") for item in dataset.items]
 
 
-class _LeftOut:
+def start_of(name: str) -> str:
+    """What the ids of a folder among several inputs start with."""
+    return item_id(os.path.join(name, "")) if name not in ("", os.curdir) else ""
+
+
+class LeftOut:
     """Decides which files of a pattern or list are masks or manifests, and counts them."""
 
     def __init__(self) -> None:
@@ -200,7 +245,7 @@ def _dataset_of_pattern(pattern: str) -> Dataset:
         fixed.append(part)
     root = os.path.join(*fixed) if fixed else os.curdir
     found = sorted(p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p))
-    images, left, shards = [], _LeftOut(), []
+    images, left, shards = [], LeftOut(), []
     for path in found:
         relative = Path(os.path.relpath(path, root)).as_posix()
         if is_shard(path) or is_packed_shard(path):
@@ -228,12 +273,17 @@ def _unique(dataset: Dataset) -> Dataset:
     for item in dataset.items:
         other = seen.setdefault(item.id, item)
         if other is not item:
-            what = "is listed twice" if item.path == other.path else "names two images"
-            raise DataError(
-                f"the id {show(item.id)} {what} ({show(other.path)} and {show(item.path)}): ids "
-                "must be unique; remove one, or give the manifest an id column"
-            )
+            raise duplicate(other, item)
     return dataset
+
+
+def duplicate(one: Item, other: Item) -> DataError:
+    """What is wrong with two items of one id."""
+    what = "is listed twice" if one.path == other.path else "names two images"
+    return DataError(
+        f"the id {show(one.id)} {what} ({show(one.path)} and {show(other.path)}): ids must be "
+        "unique; remove one, or give the manifest an id column"
+    )
 
 
 def _near_miss(path: str) -> str:

@@ -84,7 +84,7 @@ def list_images(root: str, *, recursive: bool = True) -> Listing:
     Links to folders are followed, except where they lead back to a folder they lie in.
     """
     listing = Listing()
-    for path in _walk(root, "", recursive, (), listing.notes):
+    for path in walk(root, "", recursive, (), listing.notes):
         if is_image_file(os.path.join(root, path)):
             listing.images.append(path)
         elif is_shard(path) or is_packed_shard(path):
@@ -96,32 +96,38 @@ def list_images(root: str, *, recursive: bool = True) -> Listing:
     return listing
 
 
-def _walk(
+def walk(
     root: str,
     below: str,
     recursive: bool,
     above: tuple[tuple[int, int], ...],
     notes: list[str],
 ) -> Iterator[str]:
+    """The files under a folder, relative to ``root``, in no order; notes on what cannot be read."""
     folder = os.path.join(root, below) if below else root
+    folders = []
     try:
         status = os.stat(folder)
-        entries = list(os.scandir(folder))
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            notes.append(f"the link {show(below)} leads back to a folder above it; not followed")
+            return
+        # A folder may hold millions of files, which are not held; its folders are looked into
+        # when it is closed again.
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                path = f"{below}/{entry.name}" if below else entry.name
+                if not _is_folder(entry):
+                    yield path
+                elif recursive:
+                    folders.append(path)
     except OSError as error:
         notes.append(f"the folder {show(below or root)} cannot be read: {error.strerror}")
         return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        notes.append(f"the link {show(below)} leads back to a folder above it; not followed")
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            continue
-        path = f"{below}/{entry.name}" if below else entry.name
-        if not _is_folder(entry):
-            yield path
-        elif recursive:
-            yield from _walk(root, path, recursive, (*above, here), notes)
+    for path in sorted(folders):
+        yield from walk(root, path, recursive, (*above, here), notes)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -134,7 +140,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def count_extensions(root: str, *, recursive: bool = True, limit: int = 3) -> str:
     """The commonest extensions under a folder, for a message: ``12 .nii.gz, 3 .csv``."""
     counts: Counter[str] = Counter()
-    for path in _walk(root, "", recursive, (), []):
+    for path in walk(root, "", recursive, (), []):
         name = os.path.basename(path)
         counts["." + name.split(".", 1)[1].lower() if "." in name else "without extension"] += 1
     return ", ".join(f"{n} {show(kind, 30)}" for kind, n in counts.most_common(limit))

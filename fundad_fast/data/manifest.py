@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 MANIFEST_NAMES = ("manifest.csv", "manifest.tsv", "manifest.parquet")
+
+_LOOKED_AT = 100
 
 _ALIASES = {"image_path": "path", "label_index": "label", "class_name": "class"}
 _KNOWN = frozenset(
@@ -47,21 +48,44 @@ def read_manifest(path: str) -> Dataset:
         DataError: no such column, no rows, a wrong value (which row, and what is wanted), or none
             of the first files exists.
     """
+    items = tuple(manifest_items(path))
+    return Dataset(items, "manifest", manifest_root(path), 0, manifest_notes(path))
+
+
+def manifest_root(path: str) -> str:
+    """The folder that relative paths start at."""
+    return os.path.dirname(path) or os.curdir
+
+
+def manifest_items(path: str) -> Iterator[Item]:
+    """The images that a manifest lists, one after the other; raises as :func:`read_manifest`."""
     columns = _columns(_names(path))
     if "path" not in columns.values():
         raise DataError(f"{show(path)} has no column named path{_path_hint(path)}")
-    root = os.path.dirname(path) or os.curdir
-    items = tuple(_item(row, where, root) for where, row in _rows(path, columns))
-    if not items:
+    root = manifest_root(path)
+    n, first, exists = 0, "", False
+    for where, row in _rows(path, columns):
+        item = _item(row, where, root)
+        n, first = n + 1, first or item.path
+        if n <= _LOOKED_AT:
+            exists = exists or os.path.lexists(item.path)
+        elif not exists:
+            break
+        yield item
+    if n == 0:
         raise DataError(f"{show(path)} has a header and no rows")
-    if not any(os.path.lexists(item.path) for item in islice(items, 100)):
+    if not exists:
         raise DataError(
-            f"none of the first {min(len(items), 100)} files of {show(path)} exists, such as "
-            f"{show(items[0].path)}: relative paths start at the manifest's folder"
+            f"none of the first {min(n, _LOOKED_AT)} files of {show(path)} exists, such as "
+            f"{show(first)}: relative paths start at the manifest's folder"
         )
+
+
+def manifest_notes(path: str) -> tuple[str, ...]:
+    """What to tell of a manifest: columns that say nothing here."""
+    columns = _columns(_names(path))
     unknown = [name for name in _names(path) if name not in columns]
-    notes = [f"columns not used: {', '.join(show(name) for name in unknown)}"] if unknown else []
-    return Dataset(items, "manifest", root, 0, tuple(notes))
+    return (f"columns not used: {', '.join(show(name) for name in unknown)}",) if unknown else ()
 
 
 def _columns(names: list[str]) -> dict[str, str]:

@@ -96,10 +96,17 @@ def items_of_shards(shards: Iterable[tuple[str, str]]) -> tuple[list[Item], int,
         listing = list_shard(path, name)
         items += listing.items
         n, ignored, masks = n + 1, ignored + listing.ignored, masks + listing.masks
-    notes = [f"{len(items)} images in {n} shards (.tar, .zip), which are read in place"]
+    return items, ignored, notes_of_shards(len(items), n, masks)
+
+
+def notes_of_shards(items: int, shards: int, masks: int) -> list[str]:
+    """What to tell the user of shards that were listed."""
+    notes = []
+    if shards:
+        notes.append(f"{items} images in {shards} shards (.tar, .zip), which are read in place")
     if masks:
         notes.append(f"{masks} masks in shards are not taken for images")
-    return items, ignored, notes
+    return notes
 
 
 def _plain(name: str) -> str:
