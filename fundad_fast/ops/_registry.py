@@ -48,7 +48,7 @@ class Op:
         fake: makes empty results of the right shape, type and device, after judging shapes and
             options: ``ValueError`` with the operator's name, what was wanted and what was given
             (``torch._check_value`` does this under tracing too). It must not look at the data.
-        samples: small, named, nasty arguments. The first one should be an ordinary case.
+        samples: small, named, nasty arguments, made once. The first one should be an ordinary case.
         check: ``check(args, got, want)`` raises ``AssertionError`` if the results of a backend and
             of the reference differ by more than rounding.
         bad: named arguments that must be refused, each with a pattern for the message.
@@ -68,6 +68,7 @@ class Op:
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
+        self.samples = functools.cache(self.samples)
         qualified = f"fundad::{self.name}"
         torch.library.define(qualified, self.schema)
         # The choice of a backend is made inside the operator, so that no graph breaks on it.
