@@ -225,7 +225,9 @@ def main() -> None:
         result["default against PatchCore"] = against
         table += ["", "default − PatchCore, paired bootstrap of the images:", ""]
         for key in ("image_AUROC", "pixel_AUROC", "pixel_AP"):
-            entry = against["metrics"][key]
+            entry = against["metrics"].get(key)
+            if entry is None or entry["lo"] is None:  # no masks, or too few images to resample
+                continue
             table.append(
                 f"* {key}: {entry['difference']:+.3f} [{entry['lo']:+.3f}, {entry['hi']:+.3f}], "
                 f"above 0 in {entry['share_above_0']:.1%}"
