@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -295,8 +296,10 @@ class RunFolder:
         """
         relative = map_path(name)
         kind = np.float16 if np.abs(values).max(initial=0) < 65_504 else np.float32
+        whole = io.BytesIO()  # one write: zipfile's many cost more than the rest
+        np.savez(whole, map=values.astype(kind), affine=affine.astype(np.float64))
         with replacing(self.path / relative) as file:
-            np.savez(file, map=values.astype(kind), affine=affine.astype(np.float64))
+            file.write(whole.getbuffer())
         return relative
 
     def log(self, event: str, **facts: Any) -> None:

@@ -17,10 +17,12 @@ from null_method import Null, make_images, null_bundle, score_null, table
 from fundad_fast import run_folder
 from fundad_fast.archive import standing
 from fundad_fast.archive.model import Scorer
+from fundad_fast.archive.regions import top_regions
+from fundad_fast.archive.rows import Naming, RowMaker
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.archive.stages import Stages
 from fundad_fast.batch import Batch
-from fundad_fast.data import FileStream, InputSpec, Item, Loader, discover
+from fundad_fast.data import FileStream, InputSpec, Item, Loader, Prepared, discover
 from fundad_fast.methods import MethodConfig
 from fundad_fast.progress import Progress
 from fundad_fast.run_folder import RunError, read_rows, read_run
@@ -293,6 +295,26 @@ def test_the_profile_adds_up_and_names_what_limits(images, tmp_path):
     assert score["busy"] + score["starved"] + score["blocked"] <= profile["seconds"] + 0.01
     assert profile["stages"]["read"]["blocked"] > profile["stages"]["score"]["blocked"]
     assert profile["images_per_second"] == pytest.approx(60 / profile["seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_region_is_missed_by_looking_at_the_cells_first(tmp_path, sign):
+    bundle = null_bundle(size=64)
+    maker = RowMaker(bundle, tmp_path, Naming(), save_maps=False)
+    prepared = Prepared(None, None, np.eye(3)[:2], 64, 64, None)
+    found = 0
+    for seed in range(40):
+        values = torch.rand(8, 8, generator=torch.Generator().manual_seed(seed))
+        values = values if sign == 1 else values - 2
+        full = torch.nn.functional.interpolate(values[None, None], (64, 64), mode="bilinear")[0, 0]
+        for threshold in (full.max(), full.max().nextafter(torch.tensor(-9.0)), full.max() + 1e-3):
+            bundle.thresholds["pixel"] = {"value": float(threshold)}
+            row = {"id": "a"}
+            maker._add_map(row, values, prepared)
+            want = top_regions(full.numpy(), float(threshold), prepared.affine, 64, 64)
+            assert row["regions"] == want
+            found += len(want)
+    assert found >= 40
 
 
 def test_progress_tells_rate_rest_and_limit(images, tmp_path):

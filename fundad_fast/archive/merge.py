@@ -150,7 +150,8 @@ def _in_order(shards: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
 def _check_same(a: tuple[Path, dict[str, Any]], b: tuple[Path, dict[str, Any]]) -> None:
     def facts(about: dict[str, Any]) -> dict[str, Any]:
         settings = {f"setting {k}": v for k, v in (about.get("settings") or {}).items()}
-        keys = [key for key in _SAME if about.get("layout") != "list" or key != "input"]
+        rootless = about.get("layout") in ("list", "several")
+        keys = [key for key in _SAME if not rootless or key != "input"]
         said = {"model": about["model"].get("id"), **{key: about.get(key) for key in keys}}
         return {**said, **{k: v for k, v in settings.items() if k != "setting shard"}}
 

@@ -158,7 +158,12 @@ class RowMaker:
             affine = map_affine(prepared.affine, size, (values.shape[0], values.shape[1]))
             row["map_path"] = self.run.save_map(row["id"], values.numpy(), affine)
         threshold = (self.bundle.thresholds.get("pixel") or {}).get("value")
-        if threshold is not None:
+        if threshold is None:
+            return
+        # Interpolation lies between its cells, but for its rounding.
+        if float(values.max()) < threshold - 1e-5 * abs(threshold):
+            row["regions"] = []
+        else:
             full = nnf.interpolate(values[None, None], (size, size), mode="bilinear")[0, 0]
             if prepared.mask is not None:
                 full = full * prepared.mask
