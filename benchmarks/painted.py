@@ -32,16 +32,15 @@ def painted_cohort(
         rows: list[dict[str, str | int]] = [
             {"path": str(Path(i.path).absolute()), "split": "train", "label": 0} for i in train
         ]
-        for image, fov, name in _prepared(healthy, size):
-            rows.append(_write(folder, f"good/{name}", image, None))
+        for image, fov, name, shape in _prepared(healthy, size):
+            rows.append(_write(folder, f"good/{name}", image, None, shape))
             for seed in range(1, seeds + 1):
                 rng = np.random.default_rng([seed, len(rows)])
                 order = rng.permutation(len(fundus.KINDS))
                 kinds = [fundus.KINDS[j] for j in order[: rng.integers(2, 5)]]
                 lesions = fundus.add_lesions(image, fov, rng, kinds=kinds)
-                rows.append(
-                    _write(folder, f"painted/{name}-{seed}", lesions.image, lesions.mask.numpy())
-                )
+                mask = lesions.mask.numpy()
+                rows.append(_write(folder, f"painted/{name}-{seed}", lesions.image, mask, shape))
         with manifest.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["path", "split", "label", "class", "mask_path"])
             writer.writeheader()
@@ -49,22 +48,30 @@ def painted_cohort(
     return discover(manifest)
 
 
-def _prepared(items: tuple[Item, ...], size: int) -> Iterator[tuple[Tensor, Tensor, str]]:
+def _prepared(
+    items: tuple[Item, ...], size: int
+) -> Iterator[tuple[Tensor, Tensor, str, tuple[int, int]]]:
+    """Image and field of view ``[size, size]``, the name, and (width, height) of the same aspect."""
     for chunk in Loader(items, InputSpec(image_size=size, fov="auto"), batch_size=1):
         assert chunk.batch.mask is not None
-        for item, image, fov in zip(chunk.items, chunk.batch.image, chunk.batch.mask):
-            yield image, fov, Path(item.path).stem
+        for item, ready, fov in zip(chunk.items, chunk.prepared, chunk.batch.mask):
+            scale = size / min(ready.width, ready.height)
+            shape = round(ready.width * scale), round(ready.height * scale)
+            yield ready.image, fov, Path(item.path).stem, shape
 
 
-def _write(folder: Path, name: str, image: Tensor, mask: np.ndarray | None) -> dict[str, str | int]:
+def _write(
+    folder: Path, name: str, image: Tensor, mask: np.ndarray | None, shape: tuple[int, int]
+) -> dict[str, str | int]:
     path = folder / "images" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    cv2.imwrite(str(path), pixels[..., ::-1])
+    cv2.imwrite(str(path), cv2.resize(pixels[..., ::-1], shape))
     row: dict[str, str | int] = {"path": str(path.absolute()), "split": "test", "label": 0}
     if mask is not None:
         drawn = folder / "masks" / f"{name}.png"
         drawn.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(drawn), mask.astype(np.uint8) * 255)
+        drawing = cv2.resize(mask.astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(drawn), drawing * 255)
         row |= {"label": 1, "class": "painted", "mask_path": str(drawn.absolute())}
     return row
