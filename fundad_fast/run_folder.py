@@ -133,7 +133,8 @@ class RunFolder:
     Args:
         path: the folder; made when missing.
         about: what ``run.json`` says of this run. An existing run goes on only when its kind,
-            model, settings, layout and input (except for a list, which has no folder) are the same.
+            model, settings, layout and input (except for a list, which has no folder of its own)
+            are the same.
 
     Attributes:
         about: the same, with ``created`` and ``seconds`` of the run that goes on.
@@ -232,7 +233,7 @@ class RunFolder:
                     f"{self.path} was made with {key}={was.get(key)}, not {now.get(key)}; {other}"
                 )
         keys = ["kind", "layout"]
-        if self.about.get("layout") != "list":
+        if self.about.get("layout") not in ("list", "several"):
             keys.append("input")
         for key in keys:
             was, now = before.get(key), self.about.get(key)

@@ -2,6 +2,8 @@
 """The command line as a user meets it: exit codes, files, and one clear line for each mistake."""
 
 import csv
+import fcntl
+import hashlib
 import io
 import json
 import os
@@ -144,6 +146,27 @@ def test_shards_pages_and_several_folders_are_scored(model, cohort, tmp_path):
     call("score", *names, "-m", model, "-o", tmp_path / "first", "--pages", "first")
     assert {r["status"] for r in rows(tmp_path / "first")} == {"ok"}
     assert len(rows(tmp_path / "first")) == 4
+
+
+def test_the_list_of_inputs_is_gone_afterwards(model, cohort, tmp_path):
+    out = tmp_path / "deep" / "run"
+    call("score", cohort / "test", "-m", model, "-o", out)
+    assert os.listdir(tmp_path) == ["deep"]
+    (tmp_path / "empty").mkdir()
+    call("score", tmp_path / "empty", "-m", model, "-o", out, code=2)
+    call("score", cohort / "train", "-m", model, "-o", out, code=2)  # another input
+    assert os.listdir(tmp_path / "deep") == ["run"]
+    mark = hashlib.sha256(os.fsencode(out)).hexdigest()[:8]
+    left = tmp_path / "deep" / f".run-{mark}.inputs"
+    left.mkdir()
+    (left / ".inventory.sqlite.1.part").write_bytes(b"of a process that was killed")
+    handle = os.open(left, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    said = call("score", cohort / "test", "-m", model, "-o", out, code=2)
+    assert "another process is reading the inputs of a run" in said
+    os.close(handle)
+    call("score", cohort / "test", "-m", model, "-o", out)
+    assert os.listdir(tmp_path / "deep") == ["run"]
 
 
 def test_an_interrupted_run_goes_on_and_repeats_nothing(model, cohort, tmp_path):

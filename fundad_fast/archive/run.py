@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ..bundle import Bundle, environment
-from ..data import Chunk, Dataset, FileStream, InputSpec, Item, Loader, Prepared
+from ..data import Chunk, Dataset, FileStream, InputSpec, Inventory, Item, Loader, Prepared
 from ..data.loader import single_threaded_pool
 from ..progress import Progress, Task
 from ..run_folder import RunFolder
@@ -68,7 +68,7 @@ class ScoreOptions:
 
 def score_run(
     bundle: Bundle,
-    dataset: Dataset,
+    dataset: Dataset | Inventory,
     items: Iterable[Item],
     out: Path,
     *,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,7 @@ from .steps import (
     demo_detector,
     discover,
     fresh,
+    listed,
     make_detector,
     print_counts,
     print_fitted,
@@ -170,21 +172,21 @@ def score(
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
-    with told():
+    with told(), ExitStack() as stack:
         top = how_many(overlays)
-        source = from_stdin(null) if inputs == ["-"] else inputs
-        dataset = discover(source, pages.value)
-        print(dataset.describe())
         part = which_shard(shard)
-        if dry_run:
-            print_score_plan(dataset, part, limit, output)
-            return
-        apart(output, [model, *source], dataset.items)
         if deidentify:
             top = 0
         elif key is not None:
             raise UsageError("--key is for --deidentify")
         shown = progress(show)
+        source = from_stdin(null) if inputs == ["-"] else inputs
+        dataset = stack.enter_context(listed(source, pages.value, output))
+        print(dataset.describe())
+        if dry_run:
+            print_score_plan(dataset, part, limit, output)
+            return
+        apart(output, [model, *source], dataset.items)
         failed = score_into(
             model,
             dataset,

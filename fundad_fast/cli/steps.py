@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from .options import UsageError, parse_settings, read_config
 
 if TYPE_CHECKING:
     from ..archive.sharding import Shard
-    from ..data import Dataset, Item
+    from ..data import Dataset, Inventory, Item
     from ..detector import Detector
 
 
@@ -106,17 +107,34 @@ def which_shard(text: str | None) -> Shard | None:
 
 
 def print_score_plan(
-    dataset: Dataset, shard: Shard | None, limit: int | None, output: Path
+    dataset: Inventory, shard: Shard | None, limit: int | None, output: Path
 ) -> None:
     mine = sum(shard is None or shard.holds(item.id) for item in dataset.items)
     of = "" if shard is None else f" of shard {shard}"
     print(f"would score {min(mine, limit or mine)} images{of} into {output}")
 
 
-def discover(source: list[str], pages: Any = "one") -> Dataset:
+def discover(source: list[str]) -> Dataset:
     from ..data import discover
 
-    return discover(source[0] if len(source) == 1 else source, pages=pages)
+    return discover(source[0] if len(source) == 1 else source)
+
+
+@contextmanager
+def listed(source: list[str], pages: Any, output: Path) -> Iterator[Inventory]:
+    """The inputs of a run in a file beside it, as they may be more than memory holds.
+
+    The folder of the file is hidden, lies in the nearest folder that exists, and is removed at the
+    end; what a kill has left of it is used by the next call for the same output.
+    """
+    from ..data import take_inventory
+
+    output = output.absolute()
+    there = next(folder for folder in output.parents if folder.is_dir())
+    mark = hashlib.sha256(os.fsencode(output)).hexdigest()[:8]  # of outputs of one name
+    place = there / f".{output.name}-{mark}.inputs"
+    with alone(place, "reading the inputs of a run into", keep=False) as at:
+        yield take_inventory(source[0] if len(source) == 1 else source, at, pages=pages)
 
 
 def test_images(dataset: Dataset) -> tuple[Item, ...]:
@@ -157,17 +175,25 @@ def fresh(output: Path, overwrite: bool, mark: str) -> None:
 
 
 @contextmanager
-def alone(scratch: Path) -> Iterator[None]:
-    """Hold a folder for work in progress against other processes; it is removed at the end."""
+def alone(scratch: Path, what: str = "fitting into", *, keep: bool = True) -> Iterator[Path]:
+    """Hold a folder for work in progress against other processes; it is removed at the end.
+
+    After an error, the folder stays to go on from, but for ``keep=False``.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     handle = os.open(scratch, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another process is fitting into {scratch}; wait for it") from error
-        yield
-        shutil.rmtree(scratch)
+            raise UsageError(f"another process is {what} {scratch}; wait for it") from error
+        done = False
+        try:
+            yield scratch
+            done = True
+        finally:
+            if done or not keep:
+                shutil.rmtree(scratch)
     finally:
         os.close(handle)
 
@@ -267,7 +293,7 @@ def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
 
 def score_into(
     model: Path,
-    dataset: Dataset,
+    dataset: Dataset | Inventory,
     items: Any,
     output: Path,
     *,
