@@ -51,7 +51,7 @@ def painted_cohort(
 def _prepared(
     items: tuple[Item, ...], size: int
 ) -> Iterator[tuple[Tensor, Tensor, str, tuple[int, int]]]:
-    """Image and field of view ``[size, size]``, the name, and (width, height) of the same aspect."""
+    """Image and field of view ``[size, size]``, name, and (width, height) of the same aspect."""
     for chunk in Loader(items, InputSpec(image_size=size, fov="auto"), batch_size=1):
         assert chunk.batch.mask is not None
         for item, ready, fov in zip(chunk.items, chunk.prepared, chunk.batch.mask):
