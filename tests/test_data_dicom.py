@@ -30,7 +30,7 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 from fundad_fast.data import DataError, InputSpec, Loader, ReadError, discover, read_image
 from fundad_fast.data.items import Identifiers, Item
 from fundad_fast.data.opening import read_header
-from fundad_fast.data.readers import read_mask, read_picture
+from fundad_fast.data.readers import PixelBuffer, read_mask, read_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
 
@@ -209,6 +209,18 @@ def test_baseline_frames_go_to_libjpeg_turbo_as_they_are(tmp_path, rgb, quality,
         PhotometricInterpretation="YBR_FULL_422",
     )
     np.testing.assert_array_equal(read_image(path), simplejpeg.decode_jpeg(frame))
+
+
+def test_baseline_frames_are_decoded_into_kept_memory(tmp_path, rgb):
+    frames = [simplejpeg.encode_jpeg(x, 90) for x in (rgb, 255 - rgb)]
+    tags = {"syntax": BASELINE, "PhotometricInterpretation": "YBR_FULL_422"}
+    paths = [write_dicom(tmp_path / f"{i}.dcm", rgb, [f], **tags) for i, f in enumerate(frames)]
+    buffer = PixelBuffer()
+    first = read_image(paths[0], buffer=buffer)
+    np.testing.assert_array_equal(first, simplejpeg.decode_jpeg(frames[0]))
+    second = read_image(paths[1], buffer=buffer)
+    np.testing.assert_array_equal(second, simplejpeg.decode_jpeg(frames[1]))
+    assert np.shares_memory(first, second)
 
 
 def test_grey_baseline(tmp_path, rgb):

@@ -8,12 +8,15 @@ larger than the header of its file says costs no memory.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fundad_fast.data.items import ReadError
+
+Memory = Callable[[int], np.ndarray]
 
 JPEG, JPEG_LOSSLESS, JPEG_LS = "JPEG", "lossless JPEG", "JPEG-LS"
 JPEG_2000, RLE = "JPEG 2000", "RLE"
@@ -100,7 +103,13 @@ def _jpeg2000(data: bytes) -> Codestream:
 
 
 def decode_codestream(
-    kind: str, data: bytes, *, shape: tuple[int, int, int], dtype: np.dtype, colour: bool
+    kind: str,
+    data: bytes,
+    *,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    colour: bool,
+    memory: Memory | None = None,
 ) -> tuple[np.ndarray, bool]:
     """Decode a frame.
 
@@ -110,6 +119,7 @@ def decode_codestream(
         shape: rows, columns and samples per pixel that the file declares.
         dtype: of the samples, as allocated; only RLE needs it.
         colour: whether a JPEG that says nothing of its colours holds luminance and chroma.
+        memory: gives so many bytes or more to decode into; a JPEG's result may lie there.
 
     Returns:
         ``[h, w, c]``, and whether colours are RGB already, whatever the file calls them.
@@ -133,7 +143,7 @@ def decode_codestream(
         raise ReadError("unreadable", f"damaged {kind} frame: it ends early")
     try:
         if kind == JPEG:
-            return _decode_jpeg(data, said, colour)
+            return _decode_jpeg(data, said, colour, memory)
         if kind == JPEG_LOSSLESS:
             pixels = imagecodecs.jpegsof3_decode(data)
         elif kind == JPEG_LS:
@@ -159,7 +169,9 @@ def _decode_rle(data: bytes, shape: tuple[int, int, int], dtype: np.dtype) -> np
     return np.moveaxis(memory.view(dtype).reshape(samples, rows, columns), 0, -1)
 
 
-def _decode_jpeg(data: bytes, said: Codestream, colour: bool) -> tuple[np.ndarray, bool]:
+def _decode_jpeg(
+    data: bytes, said: Codestream, colour: bool, memory: Memory | None
+) -> tuple[np.ndarray, bool]:
     shape = (said.height, said.width, said.components)
     if said.precision != 8:
         import imagecodecs
@@ -167,12 +179,13 @@ def _decode_jpeg(data: bytes, said: Codestream, colour: bool) -> tuple[np.ndarra
         return imagecodecs.jpeg8_decode(data).reshape(shape), said.components == 3
     import simplejpeg
 
+    buffer = None if memory is None else memory(said.width * said.height * said.components)
     if said.components == 1:
-        return simplejpeg.decode_jpeg(data, "GRAY", strict=True), False
+        return simplejpeg.decode_jpeg(data, "GRAY", buffer=buffer, strict=True), False
     if not (said.decided or colour):
         data = data[:2] + _ADOBE_RGB + data[2:]
     # Strict: what libjpeg only warns of (a frame cut short) is grey or torn pixels.
-    return simplejpeg.decode_jpeg(data, "RGB", strict=True), True
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True), True
 
 
 def _damaged(kind: str, error: Exception) -> ReadError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from fundad_fast.data.codestream import decode_codestream
+from fundad_fast.data.codestream import Memory, decode_codestream
 from fundad_fast.data.dicom import BIG_ENDIAN, ENCAPSULATED, GREY, UNDEFINED, DicomImage, damage
 from fundad_fast.data.greyscale import Greyscale, Table
 from fundad_fast.data.items import ReadError
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-def dicom_pixels(image: DicomImage, file: BinaryIO, frame: int) -> np.ndarray:
+def dicom_pixels(
+    image: DicomImage, file: BinaryIO, frame: int, memory: Memory | None = None
+) -> np.ndarray:
     """The pixels ``[h, w, c]`` of one frame: uint8, or uint16 where more than 8 bits are stored.
+
+    The pixels of a JPEG frame may lie in ``memory``, which gives so many bytes or more.
 
     Raises:
         ReadError: ``unreadable`` (missing or damaged frame), ``unsupported``.
     """
     try:
         with damage():
-            stored, rgb = _stored(image, file, frame)
+            stored, rgb = _stored(image, file, frame, memory)
             if image.photometric in GREY:
                 pixels = _greyscale(image, frame).apply(_shifted(image, stored))
             elif image.photometric == "PALETTE COLOR":
@@ -37,7 +41,9 @@ def dicom_pixels(image: DicomImage, file: BinaryIO, frame: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _stored(image: DicomImage, file: BinaryIO, frame: int) -> tuple[np.ndarray, bool]:
+def _stored(
+    image: DicomImage, file: BinaryIO, frame: int, memory: Memory | None = None
+) -> tuple[np.ndarray, bool]:
     """The stored values ``[h, w, c]`` of a frame, and whether its colours are RGB already."""
     kind = ENCAPSULATED.get(image.syntax)
     shape = (image.rows, image.columns, image.samples)
@@ -58,7 +64,7 @@ def _stored(image: DicomImage, file: BinaryIO, frame: int) -> tuple[np.ndarray, 
         raise ReadError("unreadable", f"frame {frame} of {image.frames} is empty")
     dtype = np.dtype(f"<u{image.allocated // 8}")
     colour = image.photometric != "RGB"
-    return decode_codestream(kind, data, shape=shape, dtype=dtype, colour=colour)
+    return decode_codestream(kind, data, shape=shape, dtype=dtype, colour=colour, memory=memory)
 
 
 def _plain(image: DicomImage, file: BinaryIO, frame: int) -> np.ndarray:

@@ -112,7 +112,7 @@ def read_picture(
                 return _read_nifti(file, key, frame, max_megapixels, first_page)
             if kind == "dicom":
                 image = _last_dicom.open(file, size, key)
-                return _read_dicom(image, file, frame, max_megapixels, first_page, labels)
+                return _read_dicom(image, file, frame, max_megapixels, first_page, labels, buffer)
             header = parse_header(file, size, first_page=first_page, frame=frame)
             _check_size(header, max_megapixels)
             if header.format != "tiff" or frame is None:  # other pages may be many
@@ -154,6 +154,7 @@ def _read_dicom(
     max_megapixels: float,
     first: bool,
     labels: bool,
+    buffer: PixelBuffer | None,
 ) -> Picture:
     from fundad_fast.data.dicom_pixels import dicom_pixels
 
@@ -165,7 +166,8 @@ def _read_dicom(
     except ReadError as error:
         error.identifiers = image.identifiers
         raise
-    return Picture(dicom_pixels(image, file, frame), image.identifiers)
+    memory = None if buffer is None else buffer.get
+    return Picture(dicom_pixels(image, file, frame, memory), image.identifiers)
 
 
 def read_mask(
