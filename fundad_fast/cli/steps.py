@@ -152,8 +152,10 @@ def apart(output: Path, folders: Iterable[str | Path], items: Iterable[Item] = (
     """Refuse an output that is, holds or lies in what is read: it would be lost or scored."""
     here = output.resolve()
     for name in folders:
+        if not os.path.isdir(name):  # most of a long list of files: resolving them all takes long
+            continue
         there = Path(name).resolve()
-        if there.is_dir() and (here == there or here in there.parents or there in here.parents):
+        if here == there or here in there.parents or there in here.parents:
             raise UsageError(f"-o {output} and {name} lie in each other; give another -o")
     inside = f"{here}{os.sep}"
     for item in items:
