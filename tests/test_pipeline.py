@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import threading
 import time
 
@@ -106,6 +107,38 @@ def test_killed_at_any_moment_nothing_is_lost(forks, images, undisturbed, tmp_pa
 @pytest.mark.parametrize("seed", range(2, 9))
 def test_killed_at_twenty_more_moments(forks, images, undisturbed, tmp_path, seed):
     killed_somewhere(forks, images, undisturbed, tmp_path / "run", seed)
+
+
+def interrupted(source, out):
+    class Slow(Null):
+        def score(self, batch):
+            time.sleep(0.02)
+            return super().score(batch)
+
+    run_folder.PART_ROWS = 8
+    method = Slow(MethodConfig(image_size=32, fov="none"))
+    dataset = discover(source)
+    options = ScoreOptions(batch_size=2, threads=1)
+    try:
+        score_run(null_bundle(method=method), dataset, dataset.items, out, options=options)
+    except KeyboardInterrupt:
+        os._exit(7 if not [t for t in threading.enumerate() if "fundad" in t.name] else 8)
+
+
+def test_an_interrupt_keeps_what_was_scored(forks, images, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    child = forks.Process(target=interrupted, args=(images, out))
+    child.start()
+    deadline = time.monotonic() + 30
+    while len(list(out.glob("maps/*/*.npz"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(30)
+    assert child.exitcode == 7
+    kept = len(table(out))
+    assert 0 < kept < 60
+    assert score_null(images, out) == {"ok": 52, "unreadable": 8}
+    assert len(table(out)) == 60
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
