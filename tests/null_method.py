@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 
+from fundad_fast import run_folder
+from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.batch import Scores
 from fundad_fast.bundle import Bundle
 from fundad_fast.data import InputSpec, discover
@@ -71,7 +75,6 @@ def make_images(folder: Path, n: int, side: int = 24, broken: int = 7) -> Path:
 def score_null(source: Path, out: Path, **options) -> dict[str, int]:
     """Score a folder with the null model, in small parts."""
     from fundad_fast import run_folder
-    from fundad_fast.archive.run import ScoreOptions, score_run
 
     torch.set_num_threads(1)
     run_folder.PART_ROWS = 8
@@ -91,3 +94,24 @@ def table(out: Path) -> dict[str, dict]:
             with np.load(out / row["map_path"]) as stored:
                 row["map"] = stored["map"].tobytes()
     return found
+
+
+def score_until_interrupted(source, out):
+    """Score slowly in a process of its own; exit with 7 where an interrupt left no thread behind.
+
+    It stands here because a child of a fork server finds no function of a test file.
+    """
+
+    class Slow(Null):
+        def score(self, batch):
+            time.sleep(0.02)
+            return super().score(batch)
+
+    run_folder.PART_ROWS = 8
+    method = Slow(MethodConfig(image_size=32, fov="none"))
+    dataset = discover(source)
+    options = ScoreOptions(batch_size=2, threads=1)
+    try:
+        score_run(null_bundle(method=method), dataset, dataset.items, out, options=options)
+    except KeyboardInterrupt:
+        os._exit(7 if not [t for t in threading.enumerate() if "fundad" in t.name] else 8)

@@ -103,7 +103,8 @@ for shape in [(1, 3, 7), (1, 3, 11), (2, 3, 19), (1, 3, 3, 35), (1, 3, 3), (2, 7
             with OPS["poisson_blend"].using("cpu"):
                 assert torch.equal(poisson_blend(*map(at_the_end, box)), poisson_blend(*box))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    # -P: what is installed, not the folder that the tests are run from.
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
 
 
 def test_ties_are_decided_exactly():

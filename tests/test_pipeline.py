@@ -13,7 +13,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from null_method import Null, make_images, null_bundle, score_null, table
+from null_method import (
+    Null,
+    make_images,
+    null_bundle,
+    score_null,
+    score_until_interrupted,
+    table,
+)
 
 from fundad_fast import run_folder
 from fundad_fast.archive import standing
@@ -109,25 +116,9 @@ def test_killed_at_twenty_more_moments(forks, images, undisturbed, tmp_path, see
     killed_somewhere(forks, images, undisturbed, tmp_path / "run", seed)
 
 
-def interrupted(source, out):
-    class Slow(Null):
-        def score(self, batch):
-            time.sleep(0.02)
-            return super().score(batch)
-
-    run_folder.PART_ROWS = 8
-    method = Slow(MethodConfig(image_size=32, fov="none"))
-    dataset = discover(source)
-    options = ScoreOptions(batch_size=2, threads=1)
-    try:
-        score_run(null_bundle(method=method), dataset, dataset.items, out, options=options)
-    except KeyboardInterrupt:
-        os._exit(7 if not [t for t in threading.enumerate() if "fundad" in t.name] else 8)
-
-
 def test_an_interrupt_keeps_what_was_scored(forks, images, undisturbed, tmp_path):
     out = tmp_path / "run"
-    child = forks.Process(target=interrupted, args=(images, out))
+    child = forks.Process(target=score_until_interrupted, args=(images, out))
     child.start()
     deadline = time.monotonic() + 30
     while len(list(out.glob("maps/*/*.npz"))) < 5 and time.monotonic() < deadline:
