@@ -120,9 +120,10 @@ def main() -> None:
     for stage in STAGES:
         a, b = (1000 * statistics.median(s[stage] for s in found[name]) for name in found)
         lines.append(f"| {stage} | {a:.1f} | {b:.1f} | {a / b:.1f}x |")
-    result = {"settings": vars(args), "seconds": found, "environment": environment()}
+    settings = {k: v for k, v in vars(args).items() if k not in ("data", "output")}
+    result = {"settings": settings, "seconds": found, "environment": environment()}
     stem = args.output / f"stages-{args.preset}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1, default=str))
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1))
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
