@@ -345,6 +345,11 @@ def test_two_runs_are_compared_on_the_same_images(model, cohort, tmp_path):
     assert "a − b" in said
     compared = json.loads((tmp_path / "b/comparison.json").read_text())
     assert compared["metrics"]["pixel_AUROC"]["difference"] is not None
+    (tmp_path / "b/comparison.json").unlink()
+    again = call("eval", tmp_path / "b", "--against", tmp_path / "a", "--intervals", 20)
+    assert "a − b" in again
+    assert json.loads((tmp_path / "b/comparison.json").read_text()) == compared
+    assert "RUN --against OTHER" in call("eval", tmp_path / "b", code=2)
     said = call("report", tmp_path / "b", "--top", 3)
     assert "report written" in said
 
@@ -403,6 +408,7 @@ def test_progress_as_json_lines(cohort, tmp_path):
         (["fit", "{cohort}", "-o", "{out}", "--seed", "99999999999"], "seed"),
         (["score", "{cohort}", "{empty}", "-m", "{model}", "-o", "{out}"], "no images in"),
         (["eval", "{cohort}", "-m", "{model}", "-o", "{out}", "--against", "{tmp}"], "run.json"),
+        (["eval", "{cohort}", "--against", "{tmp}"], "run.json"),
         (["score", "-", "-m", "{model}", "-o", "{out}"], "standard input is empty"),
         (["score", "{cohort}", "-m", "{model}", "-o", "{out}", "--overlays", "x"], "--overlays x"),
         (["eval", "{cohort}/test/good", "-m", "{model}", "-o", "{out}"], "nothing is labelled"),

@@ -47,6 +47,7 @@ from .options import (
 from .steps import (
     alone,
     apart,
+    compare_two,
     compare_with_truth,
     demo_detector,
     discover,
@@ -219,9 +220,18 @@ def score(
 
 @app.command(name="eval")
 def evaluate(
-    data: Annotated[list[str], typer.Argument(help="Labelled images: folder or manifest.")],
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="Labelled images: folder or manifest. With --against: or a run folder."
+        ),
+    ],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model folder that fit wrote.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder to write.")
+    ] = None,
     overlays: Overlays = "100",
     intervals: Annotated[
         int, typer.Option(min=0, help="Bootstrap resamples for 95 % intervals; 0 for none.")
@@ -242,11 +252,22 @@ def evaluate(
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Score labelled images and compare with labels and masks: a run folder plus metrics.json."""
+    """Score labelled images and compare with labels and masks: a run folder plus metrics.json.
+
+    RUN --against OTHER alone compares two runs that are there, on the images of the first.
+    """
     with told():
         from ..report import write_report
         from ..run_folder import read_run
 
+        if model is None or output is None:
+            if model or output or against is None or len(data) != 1:
+                raise UsageError(
+                    "eval wants data, -m MODEL and -o RUN; to compare two runs that are there, "
+                    "give RUN --against OTHER and neither of these"
+                )
+            compare_two(Path(data[0]), against, intervals, eval_size, seed or 0, progress(show))
+            return
         top = how_many(overlays)
         dataset = discover(data)
         print(dataset.describe())

@@ -414,6 +414,25 @@ def compare_with_truth(
     print(f"all metrics, by class and lesion type, with their definitions: {file}")
 
 
+def compare_two(
+    run: Path, against: Path, intervals: int, eval_size: int | None, seed: int, shown: Progress
+) -> None:
+    """Compare two runs on the labelled test images that the first was made of."""
+    from ..data import DataError
+    from ..run_folder import read_run
+
+    about = read_run(run)
+    read_run(against)
+    try:
+        dataset = discover([about["input"]])
+    except DataError as error:
+        raise UsageError(
+            f"{run} was made of {about['input']}, which cannot be read again ({error}); call eval "
+            "with the data, -m MODEL, -o RUN and --against"
+        ) from error
+    _compare_runs(run, against, test_images(dataset), intervals, eval_size, seed, shown)
+
+
 def _compare_runs(
     run: Path,
     against: Path,
