@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fundad_fast.data import ReadError, read_image
+
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 encapsulate = pytest.importorskip("pydicom.encaps").encapsulate
+encoders = pytest.importorskip("pydicom.pixels.encoders")
 Dataset = pydicom.Dataset
 uid = pydicom.uid
 
 PLAIN = uid.ExplicitVRLittleEndian
 BASELINE, EXTENDED, LOSSLESS = uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLosslessSV1
+H, W = 34, 50
 JPEG_LS, JPEG_2000, RLE = uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.RLELossless
 
 
@@ -70,3 +74,39 @@ def write_dicom(
     path.parent.mkdir(parents=True, exist_ok=True)
     pydicom.dcmwrite(path, ds, enforce_file_format=True)
     return path
+
+
+def colours() -> np.ndarray:
+    """``[H, W, 3]`` uint8, smooth and different in every channel."""
+    y, x = np.mgrid[:H, :W]
+    return np.stack([x * 5, y * 7, 255 - x * 3], -1).astype(np.uint8)
+
+
+def deep_grey() -> np.ndarray:
+    """``[H, W]`` uint16 of 12 bits."""
+    return np.random.default_rng(3).integers(0, 4096, (H, W)).astype(np.uint16)
+
+
+def refused(source, status, *words, **options) -> ReadError:
+    with pytest.raises(ReadError) as caught:
+        read_image(source, **options)
+    assert caught.value.status == status, caught.value
+    for word in words:
+        assert word in caught.value.reason, caught.value
+    return caught.value
+
+
+def rle(pixels: np.ndarray) -> bytes:
+    samples = 1 if pixels.ndim == 2 else 3
+    return encoders.RLELosslessEncoder.encode(
+        pixels.tobytes(),
+        rows=pixels.shape[0],
+        columns=pixels.shape[1],
+        samples_per_pixel=samples,
+        bits_allocated=pixels.dtype.itemsize * 8,
+        bits_stored=pixels.dtype.itemsize * 8,
+        pixel_representation=0,
+        photometric_interpretation="RGB" if samples == 3 else "MONOCHROME2",
+        number_of_frames=1,
+        planar_configuration=0,
+    )
