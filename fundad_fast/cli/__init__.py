@@ -157,7 +157,7 @@ def score(
     overlays: Overlays = "100",
     with_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html.")
-    ] = (True),
+    ] = True,
     threads: Threads = None,
     batch_size: BatchSize = 4,
     device: Device = None,
@@ -311,7 +311,7 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")],
     with_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html.")
-    ] = (True),
+    ] = True,
     threads: Threads = None,
     max_megapixels: Megapixels = 200.0,
     show: ProgressOption = Show.auto,

@@ -21,12 +21,12 @@ class ReSAD(MemoryBank):
     """Memory bank over region-aware plus spatial-aware features.
 
     Presets: ``paper`` is the literal reading of the paper, C = P + R over the whole frame.
-    ``default`` is our design, C = F + P + R inside the field of view, chosen on images that no
-    figure is reported on: real lesions of one part of ``idrid_512`` and painted ones in healthy
+    ``default`` is our design, C = F + P + R inside the field of view, chosen on real lesions of one
+    part of ``idrid_512``, on which the report part does not draw, and on painted ones in healthy
     images of ``idrid_512`` and ``hrf_1024`` (docs/quality.md). F keeps small lesions sharp; R, with
     the paper's radius relative to the map, adds each cell's surroundings; P adds what looks alike
     elsewhere in the image, for which its logits are cosines × 10: a cell then draws on some 700 of
-    4,096 cells, with raw logits on about 15, those with the longest features above all (ResNet-18).
+    4,096 cells, with raw logits, which grow with the features' length, on about 15 (ResNet-18).
     The distance is the mean to three bank rows: a k-centre keeps the extremes of the healthy rows,
     and a single one of them near a lesion would hide it.
     ``quick`` is a small one of the same.
