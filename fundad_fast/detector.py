@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,16 @@ from .data import (
     ArraySource,
     BatchStream,
     DataError,
-    Dataset,
     Failure,
     InputSpec,
     Item,
     Loader,
-    ReadError,
+    as_source,
     assign_folds,
-    discover,
+    data_hash,
     inspect_inputs,
-    open_source,
+    items_of,
+    training_images,
 )
 from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
 from .methods import HeldOut, Method, MethodConfig, Plan, make_config, thinned, touched
@@ -136,22 +135,22 @@ class Detector:
             ConfigError: settings that do not fit the data.
             WeightsError: the backbone's weights cannot be had.
         """
-        train, val = _training(X, y)
+        train, val = training_images(X, y)
         spec = self._spec(train)
         method = self.method(self.config, weights=self.weights).to(self.device_)
         self.failures_ = {}
-        ids = [item.id for item in _items(train)]
+        ids = [item.id for item in items_of(train)]
         folds = None
         if not val and self.folds:
-            folds = self._assign_folds(_items(train))
-        data_hash = _data_hash(train)
+            folds = self._assign_folds(items_of(train))
+        sha256 = data_hash(train)
         work, done = None, set()
         if scratch is not None:
-            if data_hash is None:
+            if sha256 is None:
                 raise DataError("scratch is for files; images in memory have to be fitted at once")
-            work = Path(scratch) / data_hash[:16]
+            work = Path(scratch) / sha256[:16]
             done = method.done(work)
-        rest = train if not done else tuple(i for i in _items(train) if i.id not in done)
+        rest = train if not done else tuple(i for i in items_of(train) if i.id not in done)
         stream = self._stream(rest, spec, "features", len(ids), len(done))
         stream.failures = self.failures_
         method.fit(stream, folds=folds, scratch=work, progress=self._shows)
@@ -168,7 +167,7 @@ class Detector:
             trained_on={
                 "images": len(ids) - len(self.failures_),
                 "failed": len(self.failures_),
-                "data_sha256": data_hash,
+                "data_sha256": sha256,
                 "held_out": "split val" if val else f"{len(set((folds or {}).values()))} folds",
             },
             normal=held_out,
@@ -177,10 +176,10 @@ class Detector:
 
     def plan(self, X: Any, y: Sequence[int] | None = None) -> Plan:
         """Memory, disk and time that ``fit`` on the same data would take."""
-        train, val = _training(X, y)
+        train, val = training_images(X, y)
         self._spec(train)
         method = self.method(self.config, weights=self.weights).to(self.device_)
-        return method.plan(len(_items(train)), 0 if val else self.folds)
+        return method.plan(len(items_of(train)), 0 if val else self.folds)
 
     def _spec(self, train: Any) -> InputSpec:
         c = self.config
@@ -247,8 +246,8 @@ class Detector:
         """
         bundle = self._fitted()
         spec = InputSpec(**bundle.input_spec)
-        source = _source(X)[0]
-        order = {item.id: i for i, item in enumerate(_items(source))}
+        source = as_source(X)[0]
+        order = {item.id: i for i, item in enumerate(items_of(source))}
         image = torch.full((len(order),), float("nan"))
         full: torch.Tensor | None = None
         status, error = ["ok"] * len(order), [""] * len(order)
@@ -344,11 +343,24 @@ class PatchCore(Detector):
 DETECTORS: Mapping[str, type[Detector]] = {cls.method.name: cls for cls in (ReSAD, PatchCore)}
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None) -> Detector:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    compile: str | None = None,
+) -> Detector:
     """Read a model that ``save`` or ``fundad fit`` wrote; it scores as before, bit for bit.
+
+    Args:
+        path: the model's folder.
+        device: as torch names it; by default a GPU where there is one.
+        compile: a mode of ``torch.compile``, such as ``default`` or ``reduce-overhead`` (CUDA
+            graphs): scoring starts a minute later and then runs faster, and scores change by
+            rounding.
 
     Raises:
         BundleError: the folder is missing, incomplete, changed or of an unknown kind.
+        ConfigError: the device is not there, or the method has no compiled form.
     """
     bundle = load_bundle(Path(path))
     config = bundle.method.config
@@ -362,6 +374,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Detec
     more = {"target_fpr": fact["target_fpr"]} if fact else {}
     detector = DETECTORS[bundle.method.name](bundle.preset, device=device, **more, **changed)
     bundle.method.to(detector.device_)
+    if compile is not None:
+        bundle.method.compile(mode=compile)
     detector.bundle_ = bundle
     return detector
 
@@ -400,72 +414,6 @@ def _device(name: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise methods.ConfigError(f"device={name}: not to be had here ({reason})") from error
     return device
-
-
-def _training(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, ...]]:
-    """What to learn from, and the healthy images of a validation split."""
-    source, dataset = _source(X, y)
-    if dataset is None:
-        return source, ()
-    return dataset.healthy_for_fit(), dataset.healthy("val")
-
-
-def _source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | None]:
-    if isinstance(X, Dataset):
-        return X.items, X
-    paths = isinstance(X, (str, Path)) or (
-        isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], (str, Path, Item))
-    )
-    if not paths:
-        return _arrays(X, y), None
-    if y is not None:
-        raise DataError("y is for arrays; label files by their folders or a manifest")
-    if isinstance(X, (list, tuple)) and isinstance(X[0], Item):
-        return tuple(X), None
-    dataset = discover(X)
-    return dataset.items, dataset
-
-
-def _arrays(X: Any, y: Sequence[int] | None) -> ArraySource:
-    if y is None:
-        return ArraySource(X)
-    source = ArraySource(X, labels=[int(label) for label in y])
-    kept = [i for i, item in enumerate(source.items) if item.label == 0]
-    if not kept:
-        raise DataError("y has no healthy image: 0 means healthy")
-    if isinstance(X, (np.ndarray, torch.Tensor)):
-        healthy: Any = X[kept]
-    else:
-        healthy = torch.utils.data.Subset(X, kept)
-    return ArraySource(healthy, labels=[0] * len(kept), ids=[str(i) for i in kept])
-
-
-def _items(source: Any) -> tuple[Item, ...]:
-    return source if isinstance(source, tuple) else source.items
-
-
-def _data_hash(source: Any) -> str | None:
-    """SHA-256 over ids and the files' contents; ``None`` for images in memory."""
-    if isinstance(source, ArraySource):
-        return None
-    digest, last, of_file = hashlib.sha256(), None, b""
-    for item in source:
-        digest.update(item.id.encode("utf-8", "surrogatepass") + b"\0")
-        if last != (item.path, item.member):  # the frames of a file follow each other
-            last, of_file = (item.path, item.member), _file_hash(item)
-        digest.update(of_file)
-    return digest.hexdigest()
-
-
-def _file_hash(item: Item) -> bytes:
-    try:
-        with open_source(item) as (file, _):
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-            return digest.digest()
-    except (ReadError, OSError) as error:  # the loader will say what is wrong with it
-        return type(error).__name__.encode()
 
 
 def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> dict[str, Any]:

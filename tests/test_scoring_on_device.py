@@ -8,7 +8,7 @@ import torch
 
 from fundad_fast import ops
 from fundad_fast.batch import Batch
-from fundad_fast.methods import PatchCore, ReSAD, make_config, memory_bank
+from fundad_fast.methods import ConfigError, Method, PatchCore, ReSAD, make_config, memory_bank
 from fundad_fast.methods.cells import Cells, image_score
 from fundad_fast.methods.portions import Portion, in_portions
 
@@ -111,6 +111,26 @@ def test_a_compiled_model_scores_batch_after_batch_on_a_device(mode):
         got = model.score(batch)
         torch.testing.assert_close(got.image, one.image, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(got.map, one.map, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_of_another_size_is_not_compiled_again(monkeypatch):
+    model, seen = fitted(), []
+    want = model.score(images(3))
+
+    def compiled(features, **options):
+        return lambda image: seen.append((len(image), options["mode"])) or features(image)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model.compile(mode="default")
+    for n in (2, 3, 2):
+        got = model.score(images(n))
+    assert seen == [(2, "default")] * 2
+    torch.testing.assert_close(got.image, want.image[:2])
+
+
+def test_a_method_without_a_compiled_form_says_so():
+    with pytest.raises(ConfigError, match="resad has no compiled form"):
+        Method.compile(fitted(), mode="default")
 
 
 class Small:

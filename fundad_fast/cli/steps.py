@@ -305,6 +305,7 @@ def score_into(
     threads: int | None,
     batch_size: int,
     device: str | None,
+    compile: str | None = None,
     max_megapixels: float,
     shown: Progress,
     overwrite: bool,
@@ -322,7 +323,7 @@ def score_into(
     from ..detector import load
     from ..report.overlays import make_overlays
 
-    detector = load(model, device=device)
+    detector = load(model, device=device, compile=compile)
     assert detector.bundle_ is not None
     if overwrite:
         fresh(output, overwrite, "run.json")

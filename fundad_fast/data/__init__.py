@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fundad_fast.data.census import InputCensus, inspect_inputs
     from fundad_fast.data.folds import assign_folds
     from fundad_fast.data.fundus import Fov, find_fov, fov_mask
+    from fundad_fast.data.handed import as_source, data_hash, items_of, training_images
     from fundad_fast.data.inventory import Inventory, take_inventory
     from fundad_fast.data.items import (
         STATUSES,
@@ -53,13 +54,16 @@ __all__ = [
     "Prepared",
     "ReadError",
     "Status",
+    "as_source",
     "assign_folds",
+    "data_hash",
     "discover",
     "find_fov",
     "fov_mask",
     "inspect_inputs",
     "item_id",
     "item_of_row",
+    "items_of",
     "open_source",
     "prepare",
     "read_image",
@@ -68,6 +72,7 @@ __all__ = [
     "resize",
     "show",
     "take_inventory",
+    "training_images",
 ]
 
 _MODULE_OF = {
@@ -89,13 +94,16 @@ _MODULE_OF = {
     "Prepared": "preparation",
     "ReadError": "items",
     "Status": "items",
+    "as_source": "handed",
     "assign_folds": "folds",
+    "data_hash": "handed",
     "discover": "layouts",
     "find_fov": "fundus",
     "fov_mask": "fundus",
     "inspect_inputs": "census",
     "item_id": "items",
     "item_of_row": "items",
+    "items_of": "handed",
     "open_source": "opening",
     "prepare": "preparation",
     "read_image": "readers",
@@ -104,6 +112,7 @@ _MODULE_OF = {
     "resize": "resizing",
     "show": "items",
     "take_inventory": "inventory",
+    "training_images": "handed",
 }
 
 

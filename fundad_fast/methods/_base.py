@@ -177,6 +177,14 @@ class Method(ABC):
         self.device = torch.device(device)
         return self
 
+    def compile(self, **options: Any) -> Self:
+        """Compile the networks for scoring with ``torch.compile`` and its options; returns self.
+
+        Raises:
+            ConfigError: the method has no compiled form.
+        """
+        raise ConfigError(f"{self.name} has no compiled form; score without compile")
+
 
 def touched(mask: Tensor | None, map: Tensor) -> Tensor:
     """Cells of a map ``[b, h, w]`` that an image mask ``[b, *s]`` touches, bool ``[b, h, w]``."""

@@ -45,6 +45,7 @@ class MemoryBank(Method):
         self._features: CombinedFeatures | None = None
         self._bank: Any = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled_size: int | None = None
         self._images, self._queries = Portion("images"), Portion("patches", least=1024)
         self.facts: dict[str, Any] = {}
 
@@ -117,7 +118,11 @@ class MemoryBank(Method):
 
     def _score(self, batch: Batch) -> Scores:
         """From the images to their scores with no stop on the way: the device is never asked."""
-        run = self.features if self._compiled is None else self._compiled
+        run: Callable[[Tensor], Tensor] = self.features
+        if self._compiled is not None:
+            self._compiled_size = self._compiled_size or len(batch)
+            if len(batch) == self._compiled_size:
+                run = self._compiled
         c = run(batch.image.to(self.device, non_blocking=True))
         b, h, w, _ = c.shape
         cells = Cells.under(batch.mask, (b, h, w), self.device)
@@ -150,14 +155,15 @@ class MemoryBank(Method):
     def compile(self, **options: Any) -> Self:
         """Compile what makes features of images, for scoring; returns self.
 
-        Each batch size is compiled at its first batch, which takes a minute or so; scores change
-        by rounding.
+        That is done at the first batch and takes a minute or so; batches of another size, such as
+        the last one, run as they are. Scores change by rounding.
 
         Args:
             options: of ``torch.compile``; ``mode="reduce-overhead"`` replays the features of a
                 batch as one CUDA graph.
         """
         self._compiled = torch.compile(self.features, fullgraph=True, dynamic=False, **options)
+        self._compiled_size = None
         return self
 
     def done(self, scratch: Path) -> set[str]:
