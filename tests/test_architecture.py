@@ -12,7 +12,7 @@ import fundad_fast
 
 ROOT = Path(fundad_fast.__file__).parent
 BOTTOM = {"__init__", "batch", "progress"}
-ROOMS = {"ops", "spill", "backbones", "synthetic"}
+ROOMS = {"ops", "spill", "backbones", "synthetic", "nets"}
 MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import stands
     "__init__": {"ops", "detector"},
     "batch": set(),
@@ -22,7 +22,9 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "spill": set(),
     "backbones": set(),
     "synthetic": {"synthetic", "ops"},
-    "methods": {"methods"} | ROOMS,
+    "nets": {"nets"},
+    "training": {"training"},
+    "methods": {"methods", "training"} | ROOMS,
     "data": {"data", "ops"},
     "bundle": {"methods"},
     "evaluation": {"evaluation"},
@@ -74,7 +76,10 @@ def test_methods_open_no_files_and_name_no_backends():
 
 
 def test_importing_the_package_costs_torch_and_no_more():
-    heavy = "torchvision timm sklearn scipy skimage cv2 pyarrow tifffile pydantic rich typer"
+    heavy = (
+        "torchvision timm sklearn scipy skimage cv2 pyarrow tifffile pydantic rich typer "
+        "accelerate tensorboard"
+    )
     code = (
         "import torch, sys; before = set(sys.modules); import fundad_fast; "
         f"print([m for m in {heavy.split()} if m in set(sys.modules) - before])"

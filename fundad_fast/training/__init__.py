@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop, for every method that trains."""
+
+from .curves import draw_curves
+from .loop import LoopSettings, Outcome, Recipe, TrainingError, Turn, train
+from .records import History, as_csv
+from .schedules import warm_up_and_decay
+from .seeds import seed_of
+from .team import Team
+
+__all__ = [
+    "History",
+    "LoopSettings",
+    "Outcome",
+    "Recipe",
+    "Team",
+    "TrainingError",
+    "Turn",
+    "as_csv",
+    "draw_curves",
+    "seed_of",
+    "train",
+    "warm_up_and_decay",
+]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates by step."""
+
+from __future__ import annotations
+
+import math
+
+
+def warm_up_and_decay(
+    step: int,
+    *,
+    warmup: int = 100,
+    start: float = 0.01,
+    tenfold: float = 8000.0,
+    floor: float = 0.05,
+) -> float:
+    """Factor of the learning rate at a step: up in a line, down exponentially, then level.
+
+    From ``start`` to 1 over ``warmup`` steps; then a tenth per ``tenfold`` steps; from the step at
+    which that would come to ``floor``, rounded down, exactly ``floor``. With the defaults the
+    values at steps 0, 100, 8100 and 10508 are 0.01, 1, 0.1 and 0.05. Source: the public code of
+    "Many tasks make light work", METHODS.md C.5.
+
+    Args:
+        step: from 0.
+        warmup: steps of the rise, 0 for none.
+        start, floor: factors in (0, 1].
+        tenfold: steps per division by ten.
+    """
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    if step >= warmup + math.floor(tenfold * math.log10(1 / floor)):
+        return floor
+    return float(10 ** (-(step - warmup) / tenfold))
