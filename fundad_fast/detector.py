@@ -26,6 +26,7 @@ from .data import (
     assign_folds,
     data_hash,
     inspect_inputs,
+    inspect_volumes,
     items_of,
     training_images,
 )
@@ -135,7 +136,7 @@ class Detector:
             ConfigError: settings that do not fit the data.
             WeightsError: the backbone's weights cannot be had.
         """
-        train, val = training_images(X, y)
+        train, val = training_images(X, y, volumes=self.volumes)
         spec = self._spec(train)
         method = self.method(self.config, weights=self.weights).to(self.device_)
         self.failures_ = {}
@@ -176,21 +177,42 @@ class Detector:
 
     def plan(self, X: Any, y: Sequence[int] | None = None) -> Plan:
         """Memory, disk and time that ``fit`` on the same data would take."""
-        train, val = training_images(X, y)
+        train, val = training_images(X, y, volumes=self.volumes)
         self._spec(train)
         method = self.method(self.config, weights=self.weights).to(self.device_)
         return method.plan(len(items_of(train)), 0 if val else self.folds)
+
+    @property
+    def volumes(self) -> bool:
+        """Whether the method takes whole volumes, not images or slices."""
+        return getattr(self.config, "volume", None) is not None
 
     def _spec(self, train: Any) -> InputSpec:
         c = self.config
         shared = InputSpec.model_fields.keys() & type(c).model_fields.keys()
         values = {name: getattr(c, name) for name in shared}
+        if self.volumes:
+            return self._volume_spec(train, values)
         if isinstance(train, ArraySource):
             channels, bit_depth = train.kind()
         else:
             census = inspect_inputs(train, mixed_inputs=c.mixed_inputs, pages=c.pages)
             channels, bit_depth = census.spec_channels, census.spec_bit_depth
         return InputSpec(**values, channels=channels, bit_depth=bit_depth)
+
+    def _volume_spec(self, train: Any, values: dict[str, Any]) -> InputSpec:
+        """A spacing that the settings name is resampled to; else it is that of the volumes."""
+        values |= {"channels": "grey", "fov": "none"}
+        if isinstance(train, ArraySource):
+            return InputSpec(**values)
+        named = values.get("spacing") is not None
+        resample = values.get("resample", False) or named
+        mixed = values["mixed_inputs"] == "convert"
+        kind = inspect_volumes(train, mixed=mixed, resample=resample)
+        if not named:
+            values["spacing"] = kind.spacing
+        values |= {"bit_depth": kind.bit_depth, "resample": resample}
+        return InputSpec(**values)
 
     def _assign_folds(self, items: Sequence[Item]) -> dict[str, int] | None:
         patients = {item.patient_id or ("image", item.id) for item in items}
@@ -246,7 +268,7 @@ class Detector:
         """
         bundle = self._fitted()
         spec = InputSpec(**bundle.input_spec)
-        source = as_source(X)[0]
+        source = as_source(X, volumes=self.volumes)[0]
         order = {item.id: i for i, item in enumerate(items_of(source))}
         image = torch.full((len(order),), float("nan"))
         full: torch.Tensor | None = None

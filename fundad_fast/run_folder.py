@@ -21,6 +21,7 @@ import re
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,10 +100,10 @@ def overlay_path(run: Path, name: str) -> Path:
     return run / "overlays" / f"{file_stem(name)}.jpg"
 
 
-def map_path(name: str) -> str:
+def map_path(name: str, volume: bool = False) -> str:
     """Where the map of an image lies, relative to the run folder, when one was made."""
     stem = file_stem(name)
-    return f"maps/{stem[-2:]}/{stem}.npz"
+    return f"maps/{stem[-2:]}/{stem}.{'nii.gz' if volume else 'npz'}"
 
 
 @contextmanager
@@ -256,7 +257,8 @@ class RunFolder:
                 continue
             for name in gone:
                 overlay_path(self.path, name).unlink(missing_ok=True)
-                (self.path / map_path(name)).unlink(missing_ok=True)
+                for volume in (False, True):
+                    (self.path / map_path(name, volume)).unlink(missing_ok=True)
             rest = table.filter(pa.array([name not in gone for name in names]))
             if rest.num_rows:
                 with replacing(part) as file:
@@ -301,6 +303,13 @@ class RunFolder:
         np.savez(whole, map=values.astype(kind), affine=affine.astype(np.float64))
         with replacing(self.path / relative) as file:
             file.write(whole.getbuffer())
+        return relative
+
+    def save_volume_map(self, name: str, content: bytes) -> str:
+        """Write the map of a volume, a ``.nii.gz`` file's content; returns its relative path."""
+        relative = map_path(name, volume=True)
+        with replacing(self.path / relative) as file:
+            file.write(content)
         return relative
 
     def log(self, event: str, **facts: Any) -> None:
@@ -407,3 +416,22 @@ def read_map(path: Path, relative: str) -> tuple[np.ndarray, np.ndarray]:
     if values.ndim != 2 or affine.shape != (2, 3) or not np.isfinite(values).all():
         raise RunError(f"the map {relative} is damaged")
     return values, affine
+
+
+def read_volume_map(path: Path, relative: str) -> tuple[np.ndarray, np.ndarray]:
+    """The map of a volume as float32 ``[d', h', w']`` and its affine ``[3, 4]`` to millimetres.
+
+    Raises:
+        RunError: it is missing, damaged or not finite.
+    """
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path / relative)
+        values = np.asarray(image.dataobj, np.float32).transpose(2, 1, 0)
+        affine = np.asarray(image.affine, np.float64)[:3]
+    except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as e:
+        raise RunError(f"the map {relative} cannot be read ({type(e).__name__})") from e
+    if not (np.isfinite(values).all() and np.isfinite(affine).all()):
+        raise RunError(f"the map {relative} is damaged")
+    return np.ascontiguousarray(values), affine

@@ -97,9 +97,9 @@ def test_one_slice_is_one_image(tmp_path, values):
     np.testing.assert_array_equal(read_image(items[0]), read_image(items[1]))
 
 
-def test_whole_volumes_are_not_read_yet(tmp_path, values):
+def test_a_volume_is_no_image(tmp_path, values):
     path = save(tmp_path / "v.nii", values)
-    refused(path, "unsupported", "17 axial slices", "whole volumes are not read")
+    refused(path, "unsupported", "17 axial slices", "for a model of two dimensions")
     refused(path, "unreadable", "no slice 17", frame=17)
     assert read_image(path, first_page=True).shape == (24, 20, 1)
 
@@ -134,8 +134,8 @@ def test_a_volume_is_unpacked_once_for_all_threads(tmp_path, values, monkeypatch
 
     save(tmp_path / "a.nii.gz", values)
     save(tmp_path / "b.nii.gz", 255 - values)
-    done, unpack = [], nifti._values
-    monkeypatch.setattr(nifti, "_values", lambda *args: done.append(1) or unpack(*args))
+    done, unpack = [], nifti.stored_values
+    monkeypatch.setattr(nifti, "stored_values", lambda *args: done.append(1) or unpack(*args))
     spec = InputSpec(image_size=32, fov="none", channels="grey")
     chunks = list(Loader(discover(tmp_path).items, spec, batch_size=4, threads=4))
     assert sum(len(chunk.items) for chunk in chunks) == 34

@@ -371,3 +371,20 @@ def test_real_packs_are_of_one_kind(packs):
     files = [Item(p.name, str(p)) for p in sorted(folder.glob("*/*/*"))]
     found = inspect_inputs(files)
     assert (found.n, found.spec_channels, found.spec_bit_depth) == (45, "rgb", 8)
+
+
+def test_equalisation_is_that_of_scikit_image_stretched_to_the_whole_range():
+    from skimage.exposure import equalize_hist
+
+    from fundad_fast.data.preparation import equalised
+
+    rng = np.random.default_rng(0)
+    pixels = (rng.gamma(2, 20, (50, 60, 1)).clip(0, 255)).astype(np.uint8)
+    want = equalize_hist(pixels[:, :, 0].astype(np.float64), 256)
+    want = (want - want.min()) / (want.max() - want.min())
+    np.testing.assert_allclose(equalised(pixels)[:, :, 0], want, atol=1e-6)
+    spec = InputSpec(image_size=16, fov="none", channels="grey", intensity="equalise")
+    got = prepare(pixels, spec).image
+    assert 0.3 < float(got.mean()) < 0.7
+    with pytest.raises(ReadError, match="one value everywhere"):
+        prepare(np.full((20, 20, 1), 9, np.uint8), spec)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,17 @@ def map_affine(prepared: np.ndarray, image_size: int, grid: tuple[int, int]) -> 
     ky, kx = image_size / grid[0], image_size / grid[1]
     cells = np.array([[kx, 0, kx / 2 - 0.5], [0, ky, ky / 2 - 0.5], [0, 0, 1]])
     return prepared @ cells
+
+
+def volume_affine(prepared: np.ndarray, shape: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+    """Affine ``[3, 4]`` from a map's cells (x, y, z) to millimetres.
+
+    Args:
+        prepared: of the prepared volume.
+        shape, grid: of the prepared volume and of the map, along z, y, x.
+    """
+    step = np.array([n / m for n, m in zip(shape, grid)])[::-1]
+    return np.column_stack([prepared[:, :3] * step, prepared @ np.r_[step / 2 - 0.5, 1.0]])
 
 
 def top_regions(

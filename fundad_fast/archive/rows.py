@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as nnf
 
 from ..bundle import Bundle
-from ..data import Failure, Identifiers, Item, Prepared, item_id
+from ..data import Failure, Identifiers, Item, Prepared, as_nifti, item_id
 from ..evaluation.thresholds import score_percentile
 from ..run_folder import RunFolder
-from .regions import map_affine, top_regions
+from .regions import map_affine, top_regions, volume_affine
 
 Files = tuple[int | None, int | None, int | None, int | None]
 
@@ -153,6 +153,12 @@ class RowMaker:
         return row
 
     def _add_map(self, row: dict[str, Any], values: torch.Tensor, prepared: Prepared) -> None:
+        if self.bundle.input_spec.get("volume") is not None:
+            if self.save_maps:
+                affine = volume_affine(prepared.affine, prepared.image.shape[1:], values.shape)
+                content = as_nifti(values.numpy(), affine)
+                row["map_path"] = self.run.save_volume_map(row["id"], content)
+            return
         size = self.bundle.input_spec["image_size"]
         if self.save_maps:
             affine = map_affine(prepared.affine, size, (values.shape[0], values.shape[1]))

@@ -26,6 +26,7 @@ from ..evaluation.evaluate import ImageRecord, evaluate
 from ..evaluation.resample import resize_mask
 from ..progress import Progress
 from ..run_folder import RunError, read_map, read_rows, read_run, replacing
+from .truth_volumes import add_voxels, check_labels
 
 
 def check_mask(
@@ -34,6 +35,8 @@ def check_mask(
     """Why an image's lesion masks cannot be used: it makes a failed row in an evaluation."""
     if item.mask_path is None:
         return None
+    if prepared.image.dim() == 4:
+        return check_labels(item, prepared, max_megapixels)
     try:
         limit, shape = max_megapixels, (prepared.height, prepared.width)
         union = read_mask(item.mask_path, shape=shape, frame=item.frame, max_megapixels=limit).shape
@@ -79,7 +82,10 @@ def collect_run(
     if any(item.mask_path is not None for item in items) and any(r["map_path"] for r in rows):
         limit = (thresholds.get("pixel") or {}).get("value")
         pixels = PixelEvaluator(pixel_threshold=limit, eval_size=eval_size)
-    records = []
+    records, slices = list[ImageRecord](), list[ImageRecord]()
+    volumes = facts["input_spec"].get("volume") is not None
+    if volumes and eval_size is not None:
+        raise RunError("eval_size is for images; volumes are compared at their labels' resolution")
     with (progress or Progress()).task("evaluate", len(rows), "images") as task:
         for row in rows:
             item = known[row["id"]]
@@ -93,10 +99,15 @@ def collect_run(
                     patient_id=item.patient_id,
                 )
             )
-            if pixels is not None and row["map_path"] is not None:
+            if pixels is None or row["map_path"] is None:
+                pass
+            elif volumes:
+                add_voxels(pixels, slices, run, row, item, max_megapixels)
+            else:
                 _add_pixels(pixels, run, row, item, facts["input_spec"], max_megapixels)
             task.advance()
-    return Evaluated(records, pixels, (thresholds.get("image") or {}).get("value"))
+    threshold = (thresholds.get("image") or {}).get("value")
+    return Evaluated(records, pixels, threshold, slices)
 
 
 def evaluate_run(
@@ -124,6 +135,7 @@ def evaluate_run(
     return evaluate(
         found.records,
         found.pixels,
+        slices=found.slices,
         image_threshold=found.image_threshold,
         n_boot=n_boot,
         seed=seed,

@@ -63,6 +63,7 @@ from .steps import (
     replace_model,
     restore_model,
     score_into,
+    takes_volumes,
     test_images,
     told,
     use_threads,
@@ -108,8 +109,6 @@ def fit(
                 raise UsageError(f"{output} exists; give another -o, or --overwrite")
             if not (output / "bundle.json").is_file():
                 raise UsageError(f"{output} is not a model (no bundle.json); remove it yourself")
-        dataset = discover(data)
-        apart(output, data, dataset.items)
         detector = make_detector(
             method,
             preset,
@@ -125,6 +124,8 @@ def fit(
             max_megapixels=max_megapixels,
             progress=progress(show),
         )
+        dataset = discover(data, detector.volumes)
+        apart(output, data, dataset.items)
         print(dataset.describe())
         if dry_run:
             print_plan(detector, dataset)
@@ -184,7 +185,7 @@ def score(
             raise UsageError("--key is for --deidentify")
         shown = progress(show)
         source = from_stdin(null) if inputs == ["-"] else inputs
-        dataset = stack.enter_context(listed(source, pages.value, output))
+        dataset = stack.enter_context(listed(source, pages.value, output, takes_volumes(model)))
         print(dataset.describe())
         if dry_run:
             print_score_plan(dataset, part, limit, output)
@@ -273,7 +274,7 @@ def evaluate(
             compare_two(Path(data[0]), against, intervals, eval_size, seed or 0, progress(show))
             return
         top = how_many(overlays)
-        dataset = discover(data)
+        dataset = discover(data, takes_volumes(model))
         print(dataset.describe())
         items = test_images(dataset)
         apart(output, [model, *data], dataset.items)

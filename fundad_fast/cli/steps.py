@@ -114,14 +114,23 @@ def print_score_plan(
     print(f"would score {min(mine, limit or mine)} images{of} into {output}")
 
 
-def discover(source: list[str]) -> Dataset:
+def discover(source: list[str], volumes: bool = False) -> Dataset:
     from ..data import discover
 
-    return discover(source[0] if len(source) == 1 else source)
+    return discover(source[0] if len(source) == 1 else source, volumes=volumes)
+
+
+def takes_volumes(model: Path) -> bool:
+    """Whether a model scores whole volumes, as its bundle says."""
+    from ..bundle import read_facts
+
+    return read_facts(model)["input_spec"].get("volume") is not None
 
 
 @contextmanager
-def listed(source: list[str], pages: Any, output: Path) -> Iterator[Inventory]:
+def listed(
+    source: list[str], pages: Any, output: Path, volumes: bool = False
+) -> Iterator[Inventory]:
     """The inputs of a run in a file beside it, as they may be more than memory holds.
 
     The folder of the file is hidden, lies in the nearest folder that exists, and is removed at the
@@ -134,7 +143,9 @@ def listed(source: list[str], pages: Any, output: Path) -> Iterator[Inventory]:
     mark = hashlib.sha256(os.fsencode(output)).hexdigest()[:8]  # of outputs of one name
     place = there / f".{output.name}-{mark}.inputs"
     with alone(place, "reading the inputs of a run into", keep=False) as at:
-        yield take_inventory(source[0] if len(source) == 1 else source, at, pages=pages)
+        yield take_inventory(
+            source[0] if len(source) == 1 else source, at, pages=pages, volumes=volumes
+        )
 
 
 def test_images(dataset: Dataset) -> tuple[Item, ...]:
@@ -425,7 +436,8 @@ def compare_two(
     about = read_run(run)
     read_run(against)
     try:
-        dataset = discover([about["input"]])
+        volumes = about["model"]["input_spec"].get("volume") is not None
+        dataset = discover([about["input"]], volumes)
     except DataError as error:
         raise UsageError(
             f"{run} was made of {about['input']}, which cannot be read again ({error}); call eval "

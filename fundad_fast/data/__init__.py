@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from fundad_fast.data.readers import read_image, read_mask, read_picture
     from fundad_fast.data.resizing import resize
     from fundad_fast.data.spec import InputSpec
+    from fundad_fast.data.volume_census import VolumeKind, inspect_volumes
+    from fundad_fast.data.volume_preparation import prepare_volume
+    from fundad_fast.data.volumes import Voxels, as_nifti, read_volume
 
 __all__ = [
     "STATUSES",
@@ -54,6 +57,9 @@ __all__ = [
     "Prepared",
     "ReadError",
     "Status",
+    "VolumeKind",
+    "Voxels",
+    "as_nifti",
     "as_source",
     "assign_folds",
     "data_hash",
@@ -61,14 +67,17 @@ __all__ = [
     "find_fov",
     "fov_mask",
     "inspect_inputs",
+    "inspect_volumes",
     "item_id",
     "item_of_row",
     "items_of",
     "open_source",
     "prepare",
+    "prepare_volume",
     "read_image",
     "read_mask",
     "read_picture",
+    "read_volume",
     "resize",
     "show",
     "take_inventory",
@@ -94,6 +103,9 @@ _MODULE_OF = {
     "Prepared": "preparation",
     "ReadError": "items",
     "Status": "items",
+    "VolumeKind": "volume_census",
+    "Voxels": "volumes",
+    "as_nifti": "volumes",
     "as_source": "handed",
     "assign_folds": "folds",
     "data_hash": "handed",
@@ -101,14 +113,17 @@ _MODULE_OF = {
     "find_fov": "fundus",
     "fov_mask": "fundus",
     "inspect_inputs": "census",
+    "inspect_volumes": "volume_census",
     "item_id": "items",
     "item_of_row": "items",
     "items_of": "handed",
     "open_source": "opening",
     "prepare": "preparation",
+    "prepare_volume": "volume_preparation",
     "read_image": "readers",
     "read_mask": "readers",
     "read_picture": "readers",
+    "read_volume": "volumes",
     "resize": "resizing",
     "show": "items",
     "take_inventory": "inventory",

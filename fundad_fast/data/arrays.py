@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from fundad_fast.data.items import DataError, Item, ReadError
+from fundad_fast.data.volumes import Voxels
 
 if TYPE_CHECKING:
     from fundad_fast.data.spec import InputSpec
 
+_VOLUMES = "wanted are uint8 volumes [n, d, h, w] or float tensors [n, 1, d, h, w] in [0, 1]"
 _WANTED = (
     "wanted are uint8 arrays [n, h, w, c], float tensors [n, c, h, w] in [0, 1], or a sequence or "
     "torch Dataset of uint8 [h, w, c] or float [c, h, w] images, with c = 1 or 3"
@@ -33,6 +35,8 @@ class ArraySource:
         data: the images.
         labels: one per image, 0 healthy, 1 abnormal; optional.
         ids: one per image instead of the numbers; optional.
+        volumes: the images are volumes: uint8 or uint16 ``[d, h, w]``, or float ``[1, d, h, w]``,
+            0 outside of the object.
 
     Raises:
         DataError: not images, none at all, of the wrong type or range, or with another number of
@@ -47,9 +51,10 @@ class ArraySource:
         *,
         labels: Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
+        volumes: bool = False,
     ) -> None:
         if isinstance(data, np.ndarray | torch.Tensor):
-            _check_whole(data)
+            _check_volumes(data) if volumes else _check_whole(data)
         elif not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(
             data, str | bytes
         ):
@@ -72,8 +77,8 @@ class ArraySource:
             for i, name in enumerate(names)
         )
 
-    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray:
-        """Pixels ``[h, w, c]`` of one image.
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray | Voxels:
+        """Pixels ``[h, w, c]`` of one image; of a volume its voxels, of the model's spacing.
 
         Raises:
             ReadError: ``unsupported`` for a wrong type, shape or range, ``too_large``.
@@ -81,6 +86,8 @@ class ArraySource:
         sample = self._sample(index)
         if isinstance(sample, tuple | list) and sample:
             sample = sample[0]
+        if spec.volume is not None:
+            return _voxels(sample, spec)
         if not isinstance(sample, np.ndarray | torch.Tensor):
             raise ReadError("unsupported", f"an image of type {type(sample).__name__}: {_WANTED}")
         array = _as_numpy(sample)
@@ -120,8 +127,25 @@ class ArraySource:
             first = self.read(0, InputSpec(image_size=16), float("inf"))
         except ReadError as error:
             raise DataError(f"the first image: {error.reason}") from error
+        assert isinstance(first, np.ndarray)
         depths: dict[str, Literal[8, 16, 32]] = {"uint8": 8, "uint16": 16, "float32": 32}
         return "rgb" if first.shape[2] == 3 else "grey", depths[first.dtype.name]
+
+
+def _voxels(sample: Any, spec: InputSpec) -> Voxels:
+    array = _as_numpy(sample) if isinstance(sample, np.ndarray | torch.Tensor) else np.empty(0)
+    if array.dtype.kind == "f" and array.ndim == 4 and len(array) == 1:
+        array = array[0].astype(np.float32)
+    elif not (array.dtype.name in ("uint8", "uint16") and array.ndim == 3):
+        raise ReadError("unsupported", f"a sample of {list(array.shape)} {array.dtype}; {_VOLUMES}")
+    spacing = spec.spacing or (1.0, 1.0, 1.0)
+    affine = np.column_stack([np.diag(spacing[::-1]), np.zeros(3)])
+    return Voxels(np.ascontiguousarray(array), spacing, affine)
+
+
+def _check_volumes(data: np.ndarray | torch.Tensor) -> None:
+    if data.ndim != (5 if _as_numpy(data[:1]).dtype.kind == "f" else 4):
+        raise DataError(f"an array of {data.ndim} axes; {_VOLUMES}")
 
 
 def _as_numpy(sample: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -87,8 +87,8 @@ def inspect_inputs(
         depths.setdefault(header.bit_depth, []).append(item)
         sizes[header.shape] = sizes.get(header.shape, 0) + 1
     if mixed_inputs == "error":
-        _refuse_mixed("channel counts", channels, {1: "grey", 3: "RGB"})
-        _refuse_mixed("bit depths", depths, {8: "8-bit", 16: "16-bit", 32: "float"})
+        refuse_mixed("channel counts", channels, {1: "grey", 3: "RGB"})
+        refuse_mixed("bit depths", depths, {8: "8-bit", 16: "16-bit", 32: "float"})
     deepest: Literal[8, 16, 32] = 32 if 32 in depths else 16 if 16 in depths else 8
     return InputCensus(
         n=len(headers),
@@ -101,7 +101,8 @@ def inspect_inputs(
     )
 
 
-def _refuse_mixed(what: str, groups: dict[int, list[Item]], names: dict[int, str]) -> None:
+def refuse_mixed(what: str, groups: dict[int, list[Item]], names: dict[int, str]) -> None:
+    """Raise DataError unless there is one group; ``names`` says what each is."""
     if len(groups) < 2:
         return
     parts = [

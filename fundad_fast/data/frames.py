@@ -20,7 +20,9 @@ Pages = Literal["one", "first", "all"]
 _AT_A_TIME = 1024
 
 
-def with_frames(items: Iterable[Item], *, pages: Pages = "one", threads: int = 8) -> Iterator[Item]:
+def with_frames(
+    items: Iterable[Item], *, pages: Pages = "one", volumes: bool = False, threads: int = 8
+) -> Iterator[Item]:
     """The items in their order, a file of several frames as one item for each: ``id#0``, ``id#1``.
 
     Only files that may have frames by their names are opened, ``threads`` at a time. A file that
@@ -30,6 +32,7 @@ def with_frames(items: Iterable[Item], *, pages: Pages = "one", threads: int = 8
         items: one for each file.
         pages: of a TIFF with several: ``all`` makes an item of each, ``first`` reads the first,
             ``one`` leaves it to the reader, which refuses it unless the model says otherwise.
+        volumes: a NIfTI volume is one item, not one for each slice.
         threads: how many files are looked at at a time.
     """
     source = iter(items)
@@ -37,7 +40,7 @@ def with_frames(items: Iterable[Item], *, pages: Pages = "one", threads: int = 8
         while block := list(islice(source, _AT_A_TIME)):
             if pages == "first":
                 block = [replace(item, frame=0) if _is_tiff(item) else item for item in block]
-            asked = [item for item in block if item.frame is None and _asked(item, pages)]
+            asked = [item for item in block if item.frame is None and _asked(item, pages, volumes)]
             counts = dict(zip((item.id for item in asked), pool.map(count_frames, asked)))
             for item in block:
                 count = counts.get(item.id, 1)
@@ -56,7 +59,9 @@ def _is_tiff(item: Item) -> bool:
     return item.frame is None and _name(item).lower().endswith((".tif", ".tiff"))
 
 
-def _asked(item: Item, pages: Pages) -> bool:
+def _asked(item: Item, pages: Pages, volumes: bool) -> bool:
+    if volumes and _name(item).lower().endswith((".nii", ".nii.gz")):
+        return False
     return may_have_frames(_name(item)) or (pages == "all" and _is_tiff(item))
 
 

@@ -17,7 +17,9 @@ from .layouts import discover
 from .opening import open_source
 
 
-def training_images(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, ...]]:
+def training_images(
+    X: Any, y: Sequence[int] | None, *, volumes: bool = False
+) -> tuple[Any, tuple[Item, ...]]:
     """What to learn from, and the healthy images of a validation split.
 
     Of labelled data only the healthy images of the training split are taken.
@@ -25,18 +27,21 @@ def training_images(X: Any, y: Sequence[int] | None) -> tuple[Any, tuple[Item, .
     Raises:
         DataError: nothing that can be learned from.
     """
-    source, dataset = as_source(X, y)
+    source, dataset = as_source(X, y, volumes=volumes)
     if dataset is None:
         return source, ()
     return dataset.healthy_for_fit(), dataset.healthy("val")
 
 
-def as_source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | None]:
+def as_source(
+    X: Any, y: Sequence[int] | None = None, *, volumes: bool = False
+) -> tuple[Any, Dataset | None]:
     """A source that a loader takes, and the data set behind it where there is one.
 
     Args:
         X: paths, items, a data set, or images in memory; see ``Detector.fit``.
         y: labels of images in memory, 0 healthy: only these are taken.
+        volumes: NIfTI volumes are items as a whole, not slice by slice.
 
     Raises:
         DataError: nothing is found, or what is found cannot be understood.
@@ -47,19 +52,19 @@ def as_source(X: Any, y: Sequence[int] | None = None) -> tuple[Any, Dataset | No
         isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], (str, Path, Item))
     )
     if not paths:
-        return _arrays(X, y), None
+        return _arrays(X, y, volumes), None
     if y is not None:
         raise DataError("y is for arrays; label files by their folders or a manifest")
     if isinstance(X, (list, tuple)) and isinstance(X[0], Item):
         return tuple(X), None
-    dataset = discover(X)
+    dataset = discover(X, volumes=volumes)
     return dataset.items, dataset
 
 
-def _arrays(X: Any, y: Sequence[int] | None) -> ArraySource:
+def _arrays(X: Any, y: Sequence[int] | None, volumes: bool) -> ArraySource:
     if y is None:
-        return ArraySource(X)
-    source = ArraySource(X, labels=[int(label) for label in y])
+        return ArraySource(X, volumes=volumes)
+    source = ArraySource(X, labels=[int(label) for label in y], volumes=volumes)
     kept = [i for i, item in enumerate(source.items) if item.label == 0]
     if not kept:
         raise DataError("y has no healthy image: 0 means healthy")
@@ -67,7 +72,8 @@ def _arrays(X: Any, y: Sequence[int] | None) -> ArraySource:
         healthy: Any = X[kept]
     else:
         healthy = torch.utils.data.Subset(X, kept)
-    return ArraySource(healthy, labels=[0] * len(kept), ids=[str(i) for i in kept])
+    names = [str(i) for i in kept]
+    return ArraySource(healthy, labels=[0] * len(kept), ids=names, volumes=volumes)
 
 
 def items_of(source: Any) -> tuple[Item, ...]:

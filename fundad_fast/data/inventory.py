@@ -116,11 +116,12 @@ def take_inventory(
     *,
     recursive: bool = True,
     pages: Pages = "one",
+    volumes: bool = False,
 ) -> Inventory:
     """List the images that a source names into a file.
 
     Args:
-        source, recursive, pages: as for :func:`fundad_fast.data.discover`.
+        source, recursive, pages, volumes: as for :func:`fundad_fast.data.discover`.
         folder: where ``inventory.sqlite`` is written; made when missing. An older one is replaced
             when the new one is complete.
 
@@ -137,7 +138,7 @@ def take_inventory(
     part.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(part, isolation_level=None)) as db:
-            _write(db, Stream(source, recursive), pages)
+            _write(db, Stream(source, recursive), pages, volumes)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, folder / FILE)
@@ -148,16 +149,16 @@ def take_inventory(
     return Inventory(folder / FILE)
 
 
-def _write(db: sqlite3.Connection, stream: Stream, pages: Pages) -> None:
+def _write(db: sqlite3.Connection, stream: Stream, pages: Pages, volumes: bool) -> None:
     # Half a file is never used: no journal is needed.
     db.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLE)
     db.execute("begin")
     files = 0
     for number, piece in enumerate(stream.pieces()):
-        here = _insert(db, stream, number, piece, piece.items(), pages)
+        here = _insert(db, stream, number, piece, piece.items(), pages, volumes)
         if piece.refused():
             db.execute("delete from items where part = ?", (number,))
-            here = _insert(db, stream, number, piece, piece.in_memory(), pages)
+            here = _insert(db, stream, number, piece, piece.in_memory(), pages, volumes)
         files += here
     (images,) = db.execute("select count(*) from items").fetchone()
     if images == 0:
@@ -188,6 +189,7 @@ def _insert(
     piece: Piece,
     items: Iterable[Item],
     pages: Pages,
+    volumes: bool,
 ) -> int:
     """Write the items of a piece, frame by frame; returns how many files they are."""
     files = 0
@@ -200,7 +202,7 @@ def _insert(
 
     rows = (
         _row(item, part, place if piece.in_order else 0, stream.stem)
-        for place, item in enumerate(with_frames(counted(), pages=pages))
+        for place, item in enumerate(with_frames(counted(), pages=pages, volumes=volumes))
     )
     db.executemany(f"insert into items values ({', '.join('?' * 16)})", rows)
     return files

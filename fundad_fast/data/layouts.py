@@ -29,6 +29,7 @@ def discover(
     *,
     recursive: bool = True,
     pages: Pages = "one",
+    volumes: bool = False,
 ) -> Dataset:
     """Find the images that a source names, and what is known of them.
 
@@ -54,6 +55,8 @@ def discover(
         pages: what a TIFF of several pages is: one image that only a model with ``pages=first``
             reads (``one``), its first page (``first``), or an image for each (``all``). A DICOM
             file of several frames is always an image for each.
+        volumes: a NIfTI volume is one item, for a method of three dimensions, not one for each
+            of its axial slices.
 
     Returns:
         The data set. Its items are in order of id, those of a manifest or list in its own order.
@@ -63,7 +66,7 @@ def discover(
             the folder holds several data sets.
     """
     dataset = find(source, recursive)
-    items = tuple(with_frames(dataset.items, pages=pages))
+    items = tuple(with_frames(dataset.items, pages=pages, volumes=volumes))
     notes = dataset.notes
     if len(items) > len(dataset.items):
         split = len({(item.path, item.member) for item in items if item.frame is not None})

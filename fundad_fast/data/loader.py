@@ -20,6 +20,8 @@ from fundad_fast.batch import Batch
 from fundad_fast.data.items import Item, ReadError, Status, identified
 from fundad_fast.data.preparation import Prepared, prepare
 from fundad_fast.data.readers import Picture, PixelBuffer, read_picture
+from fundad_fast.data.volume_preparation import prepare_volume
+from fundad_fast.data.volumes import Voxels, read_volume
 
 if TYPE_CHECKING:
     from fundad_fast.data.spec import InputSpec
@@ -31,9 +33,11 @@ class Source(Protocol):
     items: tuple[Item, ...]
     any_depth: bool
 
-    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> np.ndarray | Picture:
+    def read(
+        self, index: int, spec: InputSpec, max_megapixels: float
+    ) -> np.ndarray | Picture | Voxels:
         """The pixels ``[h, w, c]`` of item ``index``, valid until this thread's next call; with
-        what its file says of itself, where it does."""
+        what its file says of itself, where it does. Voxels where the specification has a grid."""
         ...
 
 
@@ -46,8 +50,10 @@ class FileSource:
         self.items = tuple(items)
         self._local = threading.local()
 
-    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> Picture:
+    def read(self, index: int, spec: InputSpec, max_megapixels: float) -> Picture | Voxels:
         """See :class:`Source`; raises ReadError."""
+        if spec.volume is not None:
+            return read_volume(self.items[index], max_megapixels=max_megapixels)
         buffer = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = PixelBuffer()
@@ -208,9 +214,11 @@ class Loader:
             if isinstance(pixels, Picture):
                 pixels, identifiers = pixels
                 result.item = identified(result.item, identifiers)
-            prepared = prepare(
-                pixels, self.spec, any_depth=self.source.any_depth, out=block.image[place]
-            )
+            any_depth, out = self.source.any_depth, block.image[place]
+            if isinstance(pixels, Voxels):
+                prepared = prepare_volume(pixels, self.spec, any_depth=any_depth, out=out)
+            else:
+                prepared = prepare(pixels, self.spec, any_depth=any_depth, out=out)
             if block.mask is not None and prepared.mask is not None:
                 block.mask[place] = prepared.mask
             result.prepared = prepared
@@ -279,11 +287,10 @@ class _Block:
     """
 
     def __init__(self, n: int, spec: InputSpec) -> None:
-        size, channels = spec.image_size, 3 if spec.channels == "rgb" else 1
-        self.image = torch.from_numpy(np.empty((n, channels, size, size), np.float32))
+        self.image = torch.from_numpy(np.empty((n, *spec.shape), np.float32))
         self.mask = None
-        if spec.fov == "auto":
-            self.mask = torch.from_numpy(np.empty((n, size, size), np.bool_))
+        if spec.masked:
+            self.mask = torch.from_numpy(np.empty((n, *spec.shape[1:]), np.bool_))
 
 
 def _chunk(results: list[_Result], block: _Block) -> Chunk:

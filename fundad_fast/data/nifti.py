@@ -5,7 +5,7 @@ Slice ``#k`` is the k-th from below (foot to head). Its columns run from the pat
 right and its rows from front to back, as if seen from above; axes are permuted and flipped to the
 nearest of these, never interpolated. uint8 and uint16 values that the header does not scale are
 kept; all others become float32 in the header's units, for which a model has a ``white_level``. The
-display range of the header (cal_min, cal_max) is not applied. Whole volumes are not read yet.
+display range of the header (cal_min, cal_max) is not applied. Whole volumes: see ``volumes.py``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Volume:
         start: where they start in the unpacked file.
         slope, inter: of the header's scaling.
         axes: for each of right, anterior, superior: the stored axis, and whether it runs that way.
+        affine: ``[4, 4]``, stored indices to millimetres.
     """
 
     shape: tuple[int, int, int]
@@ -54,6 +55,7 @@ class Volume:
     slope: float
     inter: float
     axes: tuple[tuple[int, bool], ...]
+    affine: NDArray[Any]
 
     @property
     def slices(self) -> int:
@@ -101,7 +103,8 @@ def open_nifti(file: BinaryIO) -> Volume:
             raise ReadError("unsupported", "a series of volumes: save each volume as a file")
         shape = (dims[1], dims[2], dims[3] if n > 2 else 1)
         dtype = header.get_data_dtype()
-        axes = _axes(nibabel.io_orientation(header.get_best_affine()))
+        affine = header.get_best_affine()
+        axes = _axes(nibabel.io_orientation(affine))
         slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
         start = int(header["vox_offset"])
     except (ArithmeticError, LookupError, ValueError, TypeError, EOFError) as error:
@@ -117,7 +120,7 @@ def open_nifti(file: BinaryIO) -> Volume:
         )
     if not math.isfinite(slope) or slope == 0:  # the standard's way to say: not scaled
         slope, inter = 1.0, 0.0
-    return Volume(shape, dtype, max(start, 348), slope, inter, axes)
+    return Volume(shape, dtype, max(start, 348), slope, inter, axes, affine)
 
 
 def _line(error: Exception) -> str:
@@ -150,8 +153,8 @@ def one_slice(volume: Volume, first: bool, frame: int | None) -> int:
     if frame is None and volume.slices > 1 and not first:
         raise ReadError(
             "unsupported",
-            f"a volume of {volume.slices} axial slices: each is an item of its own, such as #0; "
-            "whole volumes are not read by this version",
+            f"a volume of {volume.slices} axial slices: each is an item of its own, such as #0, "
+            "for a model of two dimensions",
         )
     frame = frame or 0
     if not 0 <= frame < volume.slices:
@@ -203,7 +206,7 @@ class _Volumes:
 
     def get(self, volume: Volume, file: BinaryIO, key: object) -> np.ndarray:
         if key is None:
-            return _values(volume, file)
+            return stored_values(volume, file)
         with self._lock:
             own, found = self._kept.setdefault(key, (threading.Lock(), []))
             self._kept.move_to_end(key)
@@ -211,14 +214,14 @@ class _Volumes:
                 self._kept.popitem(last=False)
         with own:  # one thread unpacks, the others wait for it
             if not found:
-                found.append(_values(volume, file))
+                found.append(stored_values(volume, file))
             return found[0]
 
 
 _volumes = _Volumes()
 
 
-def _values(volume: Volume, file: BinaryIO) -> np.ndarray:
+def stored_values(volume: Volume, file: BinaryIO) -> np.ndarray:
     """The stored values along the stored axes."""
     end = volume.start + math.prod(volume.shape) * volume.dtype.itemsize
     file.seek(0)

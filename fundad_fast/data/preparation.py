@@ -30,11 +30,13 @@ class Prepared:
     """One image, ready for a batch.
 
     Attributes:
-        image: ``[c, s, s]`` float32 in [0, 1].
-        mask: ``[s, s]`` bool, true inside the eroded field of view; ``None`` for ``fov="none"``.
+        image: ``[c, s, s]`` float32 in [0, 1]; of a volume ``[1, d, h, w]``.
+        mask: ``[s, s]`` bool, true inside the eroded field of view; ``None`` for ``fov="none"``. Of
+            a volume ``[d, h, w]``, true inside the object.
         affine: ``[2, 3]`` float64, prepared pixel indices (x, y, 1) to original pixel indices
-            (X, Y); the centre of a pixel has an integer index.
-        height, width: of the original in pixels.
+            (X, Y); the centre of a pixel has an integer index. Of a volume ``[3, 4]``, grid indices
+            (x, y, z, 1) to millimetres.
+        height, width: of the original in pixels; of a volume, of its axial slices.
         fov: field of view in original pixels; its status is ``none`` for ``fov="none"``.
     """
 
@@ -90,22 +92,16 @@ def prepare(
         raise ReadError(
             "too_small", f"{width} x {height} pixels; the shorter side must have {MIN_SIDE}"
         )
-    depth = _BIT_DEPTH[pixels.dtype.name]
+    depth = check_depth(pixels, spec, any_depth)
     convert = spec.mixed_inputs == "convert"
-    if depth != spec.bit_depth and not (convert or any_depth):
-        raise ReadError(
-            "unsupported",
-            f"{_depth_name(depth)} image, but the model learned from {_depth_name(spec.bit_depth)} "
-            "images: convert the image, or fit with mixed_inputs=convert",
-        )
-    if pixels.shape[2] != _channels(spec) and not convert:
+    if pixels.shape[2] != spec.channel_count and not convert:
         raise ReadError(
             "unsupported",
             f"{_channel_name(pixels.shape[2])} image, but the model learned from "
-            f"{_channel_name(_channels(spec))} images: convert the image, or fit with "
+            f"{_channel_name(spec.channel_count)} images: convert the image, or fit with "
             "mixed_inputs=convert",
         )
-    white = spec.white_level if spec.white_level and depth == spec.bit_depth else _WHITE[depth]
+    white = white_of(depth, spec)
     _check_samples(pixels, white, depth)
 
     fov = Fov.missing(height, width)
@@ -120,7 +116,9 @@ def prepare(
             )
         if spec.fov_crop:
             window = _square(fov)
-    image = torch.empty(_shape(spec)) if out is None else out
+    image = torch.empty(spec.shape) if out is None else out
+    if spec.intensity == "equalise":
+        pixels, white = equalised(pixels), 1.0
     _resize_into(image, _cut(pixels, window), white)
     affine = window.affine(spec.image_size)
     mask = None
@@ -133,12 +131,44 @@ def prepare(
     return Prepared(image, mask, affine, height, width, fov)
 
 
-def _shape(spec: InputSpec) -> tuple[int, int, int]:
-    return (_channels(spec), spec.image_size, spec.image_size)
+def check_depth(pixels: np.ndarray, spec: InputSpec, any_depth: bool) -> int:
+    """Bits per sample; raises ReadError (``unsupported``) where the model wants others."""
+    depth = _BIT_DEPTH[pixels.dtype.name]
+    if depth != spec.bit_depth and not (spec.mixed_inputs == "convert" or any_depth):
+        raise ReadError(
+            "unsupported",
+            f"{_depth_name(depth)} image, but the model learned from {_depth_name(spec.bit_depth)} "
+            "images: convert the image, or fit with mixed_inputs=convert",
+        )
+    return depth
 
 
-def _channels(spec: InputSpec) -> int:
-    return 3 if spec.channels == "rgb" else 1
+def white_of(depth: int, spec: InputSpec) -> float:
+    """The sample that becomes 1."""
+    return spec.white_level if spec.white_level and depth == spec.bit_depth else _WHITE[depth]
+
+
+def equalised(pixels: np.ndarray) -> np.ndarray:
+    """Histogram equalisation with 256 bins, ``[h, w, 1]`` to float32 in [0, 1].
+
+    A sample becomes the share of samples not above it, interpolated between the bins; the darkest
+    sample is brought to 0, the brightest to 1. Source: the chest X-rays of "Many tasks make light
+    work" (C.1.2), in whose pipeline the result is then scaled to [-1, 1].
+
+    Raises:
+        ReadError: ``unsupported`` for an image that is not grey, or has one value only.
+    """
+    if pixels.shape[2] != 1:
+        raise ReadError("unsupported", "a colour image, but the model equalises grey ones")
+    samples = pixels.astype(np.float32)
+    low, high = float(samples.min()), float(samples.max())
+    if not high > low:
+        raise ReadError("unsupported", "one value everywhere: there is nothing to equalise")
+    count, edges = np.histogram(samples, bins=256, range=(low, high))
+    share = np.cumsum(count) / samples.size
+    found = np.interp(samples, (edges[:-1] + edges[1:]) / 2, share)
+    least = float(found.min())
+    return ((found - least) / (float(found.max()) - least)).astype(np.float32)
 
 
 def _channel_name(channels: int) -> str:

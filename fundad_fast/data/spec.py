@@ -59,6 +59,52 @@ class InputSpec(BaseModel):
         description="one: a TIFF with several pages is refused; first: its first page is read.",
     )
 
+    intensity: Literal["range", "equalise"] = Field(
+        default="range",
+        description="range: samples divided by white; equalise: histogram equalisation with 256 "
+        "bins of the image as it was read, grey images only (METHODS: chest X-ray).",
+    )
+    volume: tuple[int, int, int] | None = Field(
+        default=None,
+        description="Grid of whole NIfTI volumes: axial slices, rows, columns. None: images, and "
+        "the slices of a volume one by one. With a grid, image_size and fov have no meaning.",
+    )
+    spacing: tuple[float, float, float] | None = Field(
+        default=None,
+        description="Millimetres between the voxels of that grid, along slices, rows, columns. "
+        "Volumes of another spacing are resampled if resample is set, else refused.",
+    )
+    resample: bool = Field(
+        default=False, description="Resample volumes to the spacing (linear, anti-aliased)."
+    )
+
+    @property
+    def channel_count(self) -> int:
+        """1 or 3."""
+        return 3 if self.channels == "rgb" else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a prepared image: ``(c, s, s)``, or ``(1, d, h, w)`` of a volume."""
+        if self.volume is not None:
+            return (1, *self.volume)
+        return (self.channel_count, self.image_size, self.image_size)
+
+    @property
+    def masked(self) -> bool:
+        """Whether prepared images come with a mask."""
+        return self.volume is not None or self.fov == "auto"
+
+    @model_validator(mode="after")
+    def _volumes_are_grey(self) -> Self:
+        if self.volume is None:
+            return self
+        if min(self.volume) < 8 or max(self.volume) > 1024:
+            raise ValueError(f"volume={list(self.volume)}: use a grid of 8 to 1024 voxels a side")
+        if self.fov != "none" or self.channels != "grey" or self.intensity != "range":
+            raise ValueError("a volume needs fov=none, channels=grey and intensity=range")
+        return self
+
     @model_validator(mode="after")
     def _crop_needs_a_field_of_view(self) -> Self:
         if self.fov_crop and self.fov == "none":

@@ -23,11 +23,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One run: its records, its pixels if it has maps, and its model's image threshold."""
+    """One run: its records, its pixels if it has maps, its model's image threshold, and the
+    records of volumes' slices."""
 
     records: Sequence[ImageRecord]
     pixels: PixelEvaluator | None = None
     image_threshold: float | None = None
+    slices: Sequence[ImageRecord] = ()
 
 
 def _entry(

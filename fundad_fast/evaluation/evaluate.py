@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,7 @@ def evaluate(
     records: Sequence[ImageRecord],
     pixels: PixelEvaluator | None = None,
     *,
+    slices: Sequence[ImageRecord] = (),
     image_threshold: float | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -114,6 +115,8 @@ def evaluate(
     Args:
         records: one per input, also those that failed or have no label: they are counted.
         pixels: filled with the maps of the images that have a known mask or are healthy.
+        slices: one per axial slice of volumes, for ``slice_AUROC`` and ``slice_AP``; with
+            ``patient_id``, as slices of one volume are resampled together.
         image_threshold: the model's stored one.
         n_boot: bootstrap resamples, 0 for no intervals.
         seed: of the resampling.
@@ -141,6 +144,8 @@ def evaluate(
         metrics.update(pixels.metrics(ap_chunk=ap_chunk, **boot))
         found = pixels.metrics_by_type(**boot)
         groups["lesion_type"] = {name: as_dicts(m) for name, m in found.items()}
+    if slices:
+        metrics.update(_slice_metrics(slices, **boot))
     patients = {p for p in data.patients if p is not None}
     return {
         "schema": SCHEMA,
@@ -166,6 +171,20 @@ def evaluate(
             },
             "pixels": None if pixels is None else pixels.settings(),
         },
+    }
+
+
+def _slice_metrics(slices: Sequence[ImageRecord], *, n_boot: int, seed: int) -> dict[str, Metric]:
+    data = labelled(slices)
+    found = image_metrics(
+        data.scores, data.labels, patients=data.patients, n_boot=n_boot, seed=seed
+    )
+    return {
+        f"slice_{name}": replace(
+            found[f"image_{name}"],
+            definition=found[f"image_{name}"].definition.replace("image", "slice"),
+        )
+        for name in ("AUROC", "AP")
     }
 
 

@@ -118,7 +118,8 @@ class PixelEvaluator:
         Args:
             id: its name, once only.
             score_map: ``[h, w]`` finite, at the mask's resolution (see ``resample_map``), or at
-                ``eval_size``; higher = more abnormal.
+                ``eval_size``; higher = more abnormal. Of a volume ``[d, h, w]``, as are its masks;
+                its lesions are 26-connected.
             mask: ``[h, w]`` true on lesions, or ``None`` for a healthy image. An abnormal image
                 whose mask is unknown must not be added.
             fov: ``[h, w]`` true inside the field of view; ``None`` for the whole frame.
@@ -132,8 +133,12 @@ class PixelEvaluator:
         if id in self._ids:
             raise ValueError(f"image {id!r} was added twice")
         score = np.asarray(score_map, np.float32)
-        if score.ndim != 2 or score.size == 0:
-            raise ValueError(f"{id}: the score map must be [h, w] and not empty, got {score.shape}")
+        if score.ndim not in (2, 3) or score.size == 0:
+            raise ValueError(
+                f"{id}: the score map must be [h, w] or [d, h, w] and not empty, got {score.shape}"
+            )
+        if score.ndim == 3 and self.eval_size is not None:
+            raise ValueError(f"{id}: eval_size is for images, not for volumes")
         if not np.isfinite(score).all():
             raise ValueError(f"{id}: the score map has values that are not finite")
         if types and mask is None:

@@ -30,7 +30,8 @@ class Target:
 
     Attributes:
         rows: its positive pixels, with the four columns above.
-        regions, regions_fov: number of 8-connected lesions, and of those that reach into the fov.
+        regions, regions_fov: number of 8-connected (in a volume 26-connected) lesions, and of those
+            that reach into the fov.
         not_negative: (inside, outside) pixels of a type that lie outside the union mask. They are
             counted among the lesion-free pixels but must not be for this type.
     """
@@ -87,7 +88,7 @@ def _split(score: Scores32, where: Mask, inside: Mask) -> tuple[Counts, Counts]:
 def _target(score: Scores32, mask: Mask, inside: Mask, union: Mask) -> Target:
     from scipy.ndimage import label
 
-    regions, n = label(mask, structure=np.ones((3, 3)))
+    regions, n = label(mask, structure=np.ones((3,) * mask.ndim))
     place = regions[mask]
     within = inside[mask]
     size = np.bincount(place, minlength=n + 1)
@@ -114,7 +115,7 @@ def sort_pixels(
     types: Mapping[str, Mask],
     threshold: np.float32 | None,
 ) -> ImagePixels:
-    """Sort one image's pixels into kinds; every array is ``[h, w]``."""
+    """Sort one image's pixels into kinds; every array is ``[h, w]``, of a volume ``[d, h, w]``."""
     inside = np.ones(score.shape, bool) if fov is None else fov
     union = np.zeros(score.shape, bool) if mask is None else mask
     targets = {} if mask is None else {UNION: _target(score, mask, inside, union)}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -86,3 +88,41 @@ def resize_mask(mask: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
     rows = ((np.arange(height) + 0.5) * h / height).astype(np.intp)
     columns = ((np.arange(width) + 0.5) * w / width).astype(np.intp)
     return values[rows[:, None], columns[None, :]]
+
+
+def resample_volume(
+    map: ArrayLike, affine: ArrayLike, shape: Sequence[int], onto: ArrayLike
+) -> NDArray[np.float32]:
+    """Trilinear values of a volume's map at the voxels of another grid; 0 outside of the map.
+
+    Args:
+        map: ``[d', h', w']``, finite.
+        affine: ``[3, 4]``, cells of the map (x, y, z, 1) to millimetres.
+        shape: ``(d, h, w)`` of the other grid.
+        onto: its affine ``[3, 4]``.
+
+    Returns:
+        ``[d, h, w]`` float32. The border's values hold up to half a cell beyond the outermost
+        centres.
+    """
+    from scipy.ndimage import affine_transform
+
+    values = np.asarray(map, np.float32)
+    last = [0.0, 0.0, 0.0, 1.0]
+    to_mm, from_mm = np.vstack([onto, last]), np.linalg.inv(np.vstack([affine, last]))
+    step = (from_mm @ to_mm)[:3]
+    if values.shape == tuple(shape) and np.allclose(step, np.eye(3, 4), atol=1e-4):
+        return values
+    # scipy counts (slice, row, column); ours is (x, y, z) = (column, row, slice).
+    inverse, offset = step[::-1, 2::-1], step[::-1, 3]
+    result: NDArray[np.float32] = affine_transform(
+        values, inverse, offset, output_shape=tuple(shape), output=np.float32, order=1,
+        mode="nearest", prefilter=False,
+    )  # fmt: skip
+    at = np.indices(tuple(shape), np.float32).reshape(3, -1)
+    cell = (inverse @ at + offset[:, None]).reshape(3, *shape)
+    beyond = np.zeros(tuple(shape), bool)
+    for axis, size in enumerate(values.shape):
+        beyond |= (cell[axis] < -0.5) | (cell[axis] > size - 0.5)
+    result[beyond] = 0
+    return result

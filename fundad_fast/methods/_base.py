@@ -187,11 +187,13 @@ class Method(ABC):
 
 
 def touched(mask: Tensor | None, map: Tensor) -> Tensor:
-    """Cells of a map ``[b, h, w]`` that an image mask ``[b, *s]`` touches, bool ``[b, h, w]``."""
+    """Cells of a map ``[b, *s']`` that an image mask ``[b, *s]`` touches, bool ``[b, *s']``."""
     if mask is None:
         return torch.ones(map.shape, dtype=torch.bool, device=map.device)
-    size = (map.shape[1], map.shape[2])
-    return nnf.adaptive_max_pool2d(mask[:, None].to(map.device, torch.float32), size)[:, 0] > 0
+    if mask.shape == map.shape:
+        return mask.to(map.device)
+    pool = nnf.adaptive_max_pool2d if map.dim() == 3 else nnf.adaptive_max_pool3d
+    return pool(mask[:, None].to(map.device, torch.float32), tuple(map.shape[1:]))[:, 0] > 0
 
 
 def spread(map: Tensor, inside: Tensor, rings: int = 2) -> Tensor:

@@ -109,6 +109,8 @@ def _draw(
     """Draw one overlay, or say why not."""
     from fundad_fast.data import ReadError
 
+    if spec.volume is not None:
+        return _draw_planes(run, row, spec, scale, threshold, max_megapixels)
     try:
         photo = view.read_photograph(row, spec, MAX_SIDE, max_megapixels)
     except ReadError as error:
@@ -128,9 +130,7 @@ def _draw(
         scores = view.scores_at(run, row, height, width, None)
     except RunError:
         return "maps are gone or damaged"
-    title = f"{row['id']}   score {row['score']:.4g}"
-    if row["score_pct"] is not None:
-        title += f"   percentile {row['score_pct']:.0f} of healthy"
+    title = _title(row)
     if photo.window is not None:
         title += f"   shown from {photo.window[0]:.4g} to {photo.window[1]:.4g}"
     save_overlay(
@@ -144,3 +144,41 @@ def _draw(
         title=title,
     )
     return None
+
+
+def _draw_planes(
+    run: Path,
+    row: dict[str, Any],
+    spec: InputSpec,
+    scale: dict[str, Any],
+    threshold: float | None,
+    max_megapixels: float,
+) -> str | None:
+    """Draw the overlay of a volume, or say why not."""
+    from fundad_fast.data import ReadError
+    from fundad_fast.report.planes import draw_planes
+
+    try:
+        planes = draw_planes(run, row, spec, max_megapixels)
+    except ReadError:
+        return "volumes or labels are gone or cannot be read"
+    except RunError:
+        return "maps are gone or damaged"
+    save_overlay(
+        overlay_path(run, row["id"]),
+        planes.pixels,
+        planes.scores,
+        scale=(scale["lo"], scale["hi"]),
+        threshold=threshold,
+        mask=planes.lesions,
+        fov=planes.inside,
+        title=_title(row),
+    )
+    return None
+
+
+def _title(row: dict[str, Any]) -> str:
+    title = f"{row['id']}   score {row['score']:.4g}"
+    if row["score_pct"] is not None:
+        title += f"   percentile {row['score_pct']:.0f} of healthy"
+    return title

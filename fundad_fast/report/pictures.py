@@ -52,6 +52,8 @@ def draw(run: Run, row: dict[str, Any], *, max_megapixels: float) -> Picture:
     """The picture of one row."""
     from fundad_fast.data import ReadError
 
+    if run.spec.volume is not None:
+        return _planes(run, row, max_megapixels)
     try:
         photo = view.read_photograph(row, run.spec, SIDE, max_megapixels)
     except ReadError as error:
@@ -96,6 +98,27 @@ def _stored_overlay(run: Run, row: dict[str, Any], why: str, max_megapixels: flo
         return Picture(notes=(f"{why} Nor can its overlay: {error.reason}.",))
     note = f"{why} This is the overlay that was saved when it was scored."
     return Picture(picture.shape[1], picture.shape[0], _uri(picture), notes=(note,))
+
+
+def _planes(run: Run, row: dict[str, Any], max_megapixels: float) -> Picture:
+    """Three planes through the worst voxel of a volume."""
+    from fundad_fast.data import ReadError
+    from fundad_fast.report.planes import draw_planes
+
+    if not row.get("map_path"):
+        return Picture(notes=("No map was written, so that no plane is the worst.",))
+    try:
+        planes = draw_planes(run.folder, row, run.spec, max_megapixels)
+    except (ReadError, RunError) as error:
+        return Picture(notes=(f"The volume cannot be shown: {error}.",))
+    height, width = planes.scores.shape
+    painted, hot, lesions = None, "", None
+    if run.colour_scale() is not None:
+        painted, hot = _painted(run, planes.pixels, planes.scores, planes.inside)
+    if planes.lesions is not None:
+        lesions = svg_path(planes.lesions)
+    note = f"{planes.place.capitalize()}."
+    return Picture(width, height, _uri(planes.pixels), painted, hot, lesions, (note,))
 
 
 def _painted(run: Run, photo: U8, scores: F32, inside: Bool | None) -> tuple[str, str]:
