@@ -29,11 +29,13 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "bundle": {"methods"},
     "evaluation": {"evaluation"},
     "report": {"report", "evaluation", "data", "run_folder"},
+    # Objects for clinics show what the report draws, so that both say the same.
+    "export": {"export", "report", "data", "run_folder"},
     "detector": {"methods", "bundle", "data", "evaluation"},
     "archive": {"archive", "methods", "bundle", "data", "evaluation", "run_folder"},
     "demo": {"synthetic", "data"},
-    "cli": {"cli", "detector", "archive", "evaluation", "report", "demo", "methods", "bundle"}
-    | {"data", "backbones", "ops", "run_folder"},
+    "cli": {"cli", "detector", "archive", "evaluation", "report", "export", "demo"}
+    | {"methods", "bundle", "data", "backbones", "ops", "run_folder"},
 }
 
 

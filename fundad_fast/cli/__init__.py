@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: fit, score, merge, eval, report, demo, info.
+"""The command line: fit, score, merge, eval, report, export, demo, info.
 
 Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable input.
 """
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..progress import progress
+from .export import export
 from .options import (
     BatchSize,
     Compile,
@@ -359,6 +360,9 @@ def report(
             progress=progress(show),
         )
         print(f"report written to {path}")
+
+
+app.command()(export)
 
 
 @app.command()

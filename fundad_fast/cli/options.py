@@ -110,14 +110,14 @@ def from_stdin(null: bool) -> list[str]:
     return [name.decode("utf-8", "surrogateescape") for name in names]
 
 
-def how_many(overlays: str) -> int | None:
-    if overlays == "all":
+def how_many(text: str, option: str = "--overlays") -> int | None:
+    if text == "all":
         return None
-    if overlays == "none":
+    if text == "none":
         return 0
-    if not overlays.isdecimal():
-        raise UsageError(f"--overlays {overlays}: use a number, all or none")
-    return int(overlays)
+    if not text.isdecimal():
+        raise UsageError(f"{option} {text}: use a number, all or none")
+    return int(text)
 
 
 def read_config(path: Path) -> dict[str, Any]:
