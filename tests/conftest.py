@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,18 @@ def packs() -> Path:
     if not folder:
         pytest.skip("FUNDAD_DATA does not name a folder of data packs")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Children that have imported everything, but have none of this process's threads."""
+    context = multiprocessing.get_context("forkserver")
+    # What it imports must be installed: the server does not search this folder.
+    ours = ("archive.run", "cli", "detector", "data.layouts", "report.overlays")
+    readers = ("cv2", "imagecodecs", "nibabel", "PIL.Image", "pydicom.pixels", "simplejpeg")
+    others = ("pyarrow.parquet", "pytest", "scipy.ndimage", "tifffile")
+    context.set_forkserver_preload([*(f"fundad_fast.{name}" for name in ours), *readers, *others])
+    return context
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

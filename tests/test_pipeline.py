@@ -3,7 +3,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -30,7 +29,8 @@ from fundad_fast.archive.rows import Naming, RowMaker
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.archive.stages import Stages
 from fundad_fast.batch import Batch
-from fundad_fast.data import FileStream, InputSpec, Item, Loader, Prepared, discover
+from fundad_fast.data import FileStream, InputSpec, Item, Loader, Prepared, ReadError, discover
+from fundad_fast.data.parts import ShardError
 from fundad_fast.methods import MethodConfig
 from fundad_fast.progress import Progress
 from fundad_fast.run_folder import RunError, read_rows, read_run
@@ -51,14 +51,6 @@ def undisturbed(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     assert score_null(images, out) == {"ok": 52, "unreadable": 8}
     return table(out)
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Children that have imported everything, but have none of this process's threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["null_method", "fundad_fast.archive.run", "pyarrow.parquet"])
-    return context
 
 
 def test_rows_come_in_the_order_of_the_batches(images, undisturbed):
@@ -177,9 +169,10 @@ def test_what_the_system_refused_is_tried_again(images, undisturbed, tmp_path, m
             try:
                 raise OSError(code, os.strerror(code))
             except OSError as error:
-                from fundad_fast.data import ReadError
-
-                raise ReadError("unreadable", "the file cannot be read") from error
+                between = ShardError("damaged")
+                between.__cause__ = error if index % 2 else None
+                cause = between if index % 2 else error
+                raise ReadError("unreadable", "the file cannot be read") from cause
         return opens(self, index, *args)
 
     with monkeypatch.context() as patch:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Item
+from ..data.shards import ids_of_files
 from ..run_folder import RunError, RunFolder, read_part, score_parts
 from .rows import FILE_COLUMNS, LABEL_COLUMNS, MAY_COME_FROM_THE_FILE, Files, Naming
 from .sharding import id_hash
@@ -28,7 +29,7 @@ _BASE_COLUMNS = tuple(name for name in LABEL_COLUMNS if name not in MAY_COME_FRO
 _BASE, _PATIENT, _SIDE = 0xFFFFFFFF, 0xFFFFFF << 32, 0xFF << 56
 _AT_A_TIME = 4096
 _LOOKED_AT = 50_000
-_STATUS, _SEEN, _ANEW = 0x0F, 0x10, 0x20
+_STATUS, _SEEN, _ANEW, _IN_PARTS = 0x0F, 0x10, 0x20, 0x40
 _STAT_THREADS = 8
 
 _NAMED_ONE_BY_ONE = ("list", "file", "shard", "glob", "manifest")
@@ -90,6 +91,7 @@ class Standing:
                 place, there = self._places(names)
                 known = np.flatnonzero(there)
                 self._states[place[known]] |= _SEEN
+                self._mark(self._files_of(block), _IN_PARTS)
                 self.missing += int(np.count_nonzero(~there))
                 self.inputs += len(block)
                 slices = np.array_split(known, _STAT_THREADS)
@@ -100,7 +102,8 @@ class Standing:
                 if len(doubtful) >= _LOOKED_AT:
                     self._look_at(doubtful)
         self._look_at(doubtful)
-        if layout in _NAMED_ONE_BY_ONE and not (self._states & _SEEN).all():
+        self._drop_files_in_parts()
+        if layout in _NAMED_ONE_BY_ONE and not self._named().all():
             raise RunError(
                 f"{self.run.path} holds {self._unseen()}, which this {layout} does not name (it "
                 "may grow, not change); give another -o, or --overwrite"
@@ -172,9 +175,27 @@ class Standing:
         self._strangers.update(doubtful)
         doubtful.clear()
 
-    def _mark(self, names: set[str]) -> None:
+    def _mark(self, names: set[str], flag: int = _ANEW) -> None:
         place, there = self._places(list(names))
-        self._states[place[there]] |= _ANEW
+        self._states[place[there]] |= flag
+
+    def _files_of(self, block: list[Item]) -> set[str]:
+        """Names that rows of the files would have, of which frames or members are items."""
+        found = {(name, item.path) for item in block for name in ids_of_files(item)}
+        return {self.naming.id(Item(name, path)) for name, path in found}
+
+    def _drop_files_in_parts(self) -> None:
+        """A file that could not be listed when its row was made, and whose parts are named now.
+
+        The system refused it then (an error of the disk, a mount that was gone); its parts have
+        rows of their own, and its own says nothing any more.
+        """
+        bad = [_IN_PARTS | i for i, status in enumerate(self._statuses) if status != "ok"]
+        self._states[np.isin(self._states & (_STATUS | _SEEN | _IN_PARTS), bad)] |= _ANEW
+
+    def _named(self) -> np.ndarray:
+        """Which rows are of an item, or go."""
+        return (self._states & (_SEEN | _ANEW)) > 0
 
     def _drop(self, retry_failed: bool) -> None:
         changed = self._again()
@@ -190,7 +211,8 @@ class Standing:
         self.counts = Counter({s: int(n) for s, n in zip(self._statuses, kept) if n})
 
     def _again(self) -> int:
-        return int(np.count_nonzero(self._states & _ANEW)) + len(self._strangers)
+        anew = self._states & (_SEEN | _ANEW) == _SEEN | _ANEW
+        return int(np.count_nonzero(anew)) + len(self._strangers)
 
     def __contains__(self, name: object) -> bool:
         """Whether the row of this id is to be made anew."""
@@ -198,10 +220,11 @@ class Standing:
         return bool(there[0] and self._states[place[0]] & _ANEW)
 
     def _unseen(self) -> str:
+        named = self._named()
         for part in score_parts(self.run.path):
             for name in read_part(part, ["id"]).column("id").to_pylist():
                 place, _ = self._places([name])
-                if not self._states[place[0]] & _SEEN:
+                if not named[place[0]]:
                     return str(name)
         raise AssertionError("every row was seen")
 

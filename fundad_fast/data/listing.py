@@ -55,6 +55,7 @@ def is_image_file(path: str) -> bool:
     """Whether a file is an image by its extension, or by its first bytes where that says nothing.
 
     Formats that are recognised but not read (GIF, HEIF ...) count: they become rows that say so.
+    So does a file that the system does not let be opened to find out.
     """
     said = by_name(os.path.basename(path))
     if said is not None:
@@ -64,8 +65,8 @@ def is_image_file(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             return sniff(file.read(SNIFF_BYTES)) is not None
-    except OSError:
-        return False
+    except OSError:  # nobody knows: better a row that says so than an image that is lost
+        return True
 
 
 def by_name(name: str) -> bool | None:

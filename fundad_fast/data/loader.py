@@ -100,8 +100,8 @@ class Failure:
         item: which.
         status: one of ``STATUSES``.
         error: the reason, one line.
-        passing: the system refused (a mount that is gone, permissions, memory), not the content:
-            the same bytes may be readable another time.
+        passing: the system refused (a mount that is gone, permissions, memory), not the content,
+            or that changed meanwhile: it may be readable another time.
     """
 
     item: Item
@@ -224,9 +224,8 @@ class Loader:
             result.prepared = prepared
         except ReadError as error:
             result.item = identified(result.item, error.identifiers)
-            result.failure = Failure(
-                result.item, error.status, error.reason, _of_the_system(error.__cause__)
-            )
+            passing = error.status == "changed" or _of_the_system(error.__cause__)
+            result.failure = Failure(result.item, error.status, error.reason, passing)
         except Exception as error:  # the border of one image: none may end the run of the others
             result.failure = Failure(result.item, "failed", _said(error), _of_the_system(error))
         result.ms = (time.perf_counter() - started) * 1000
@@ -253,9 +252,13 @@ class BatchStream:
 
 def _of_the_system(error: BaseException | None) -> bool:
     # Decoders raise bare OSErrors for damaged content; the system's own have a number.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno is not None
-    )
+    while error is not None:
+        if isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and error.errno is not None
+        ):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _said(error: Exception) -> str:

@@ -88,6 +88,21 @@ def list_shard(path: str, name: str) -> ShardListing:
     return ShardListing(tuple(items), ignored, len(images) - len(kept))
 
 
+def ids_of_files(item: Item) -> list[str]:
+    """For a frame of a file, or a member of a shard: the ids of these, were they items themselves.
+
+    ``s.tar!/a.dcm#0`` is of ``s.tar!/a.dcm`` and of ``s.tar``.
+    """
+    found, name = [], item.id
+    endings = [] if item.frame is None else [f"#{item.frame}"]
+    endings += [] if item.member is None else [f"!/{item_id(_plain(item.member))}"]
+    for end in endings:
+        if name.endswith(end):  # not those of a manifest
+            name = name.removesuffix(end)
+            found.append(name)
+    return found
+
+
 def items_of_shards(shards: Iterable[tuple[str, str]]) -> tuple[list[Item], int, list[str]]:
     """The images of shards, given as pairs (file, id); how many members are none; notes."""
     items: list[Item] = []
@@ -204,4 +219,6 @@ def refuse_shard(path: str) -> None:
                 count += 1
         except ShardError as error:
             raise ReadError("unreadable", str(error)) from error
+    if any(item.member is not None for item in list_shard(path, "").items):
+        raise ReadError("changed", "the shard can be listed now: call again to read its images")
     raise ReadError("unsupported", f"a shard without an image of its own ({count} members)")
