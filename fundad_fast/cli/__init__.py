@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: fit, score, merge, eval, report, export, demo, info.
+"""The command line: fit, score, merge, eval, report, export, demo, tasks, info.
 
 Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable input.
 """
@@ -70,6 +70,7 @@ from .steps import (
     use_threads,
     which_shard,
 )
+from .tasks import tasks
 
 DEMO_MARK = "fundad-demo.txt"
 
@@ -428,6 +429,9 @@ def demo(
         ):
             if (output / what).exists():
                 print(f"  {output / what}")
+
+
+app.command()(tasks)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from .nearest_bank import NearestPrepared, nearest_prepare
 from .nearest_faiss import ApproximateBank, nearest_approximate
 from .poisson_blend import poisson_blend
 from .self_attention import self_attention
+from .spline_sample import spline_sample
 
 build = _adapt.build
 
@@ -30,6 +31,7 @@ __all__ = [
     "nearest_prepare",
     "poisson_blend",
     "self_attention",
+    "spline_sample",
     "status",
     "triton",
 ]

@@ -2,6 +2,20 @@
 """Synthetic anomalies, and healthy variation, made from real images at fixed seeds."""
 
 from . import fundus
+from .external import embedded_external
+from .settings import TaskSettings
+from .tasks import EXTRA_TASKS, TASKS, Synthetic, synthesize
 from .variation import Photograph, vary_geometry, vary_photometry
 
-__all__ = ["Photograph", "fundus", "vary_geometry", "vary_photometry"]
+__all__ = [
+    "EXTRA_TASKS",
+    "TASKS",
+    "Photograph",
+    "Synthetic",
+    "TaskSettings",
+    "embedded_external",
+    "fundus",
+    "synthesize",
+    "vary_geometry",
+    "vary_photometry",
+]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fundad tasks``: a picture of the synthetic tasks, made of one's own image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import Overwrite, Settings, UsageError, parse_settings
+from .steps import told
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..synthetic import Synthetic, TaskSettings
+
+BRAIN_PUSH = 5.0
+"""Largest push in volumes, where nothing else was asked for: the paper's number for brains."""
+
+
+def tasks(
+    image: Annotated[Path, typer.Argument(help="An image, or a NIfTI volume.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task; may be repeated. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    external: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images of another kind, for the task inter."),
+    ] = None,
+    side: Annotated[
+        int, typer.Option("--size", min=16, help="Images are resized to squares of this side.")
+    ] = 256,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw synthetic anomalies in an image: before, after, difference and label of each task."""
+    with told(resumes=False):
+        from ..data import ReadError
+
+        if output.exists() and not overwrite:
+            raise UsageError(f"{output} exists; give another -o, or --overwrite")
+        if output.suffix.lower() != ".png":
+            raise UsageError(f"-o {output}: want a name that ends in .png")
+        try:
+            _draw(image, output, task, seed, external, side, parse_settings(settings or []))
+        except ReadError as error:
+            raise UsageError(f"{error.status}: {error.reason}") from error
+
+
+def _draw(
+    path: Path,
+    output: Path,
+    wanted: list[str] | None,
+    seed: int,
+    external: Path | None,
+    side: int,
+    said: dict[str, Any],
+) -> None:
+    import cv2
+
+    from ..synthetic import EXTRA_TASKS, TASKS, TaskSettings
+    from ..synthetic.gallery import draw_gallery
+
+    if unknown := sorted(set(wanted or []) - {*TASKS, *EXTRA_TASKS}):
+        known = ", ".join(TASKS + EXTRA_TASKS)
+        raise UsageError(f"--task {unknown[0]}: use one of {known}")
+    before, on, extent = _read(path, side)
+    volume = before.dim() == 5
+    if volume:
+        said = {"g_max": BRAIN_PUSH} | said
+    pool = _external(external, before, side)
+    if pool is None:
+        print("inter is left out: a volume needs --external DIR, volumes of another kind")
+        if wanted == ["inter"]:
+            raise UsageError("nothing is left to draw")
+    chosen = [t for t in wanted or TASKS + EXTRA_TASKS if not (t == "inter" and pool is None)]
+    made = _make(before, on, pool, chosen, seed, TaskSettings.model_validate(said))
+    picture = draw_gallery(before, made, title=f"{path.name}, {extent}, seed {seed}")
+    done, png = cv2.imencode(".png", picture[..., ::-1])
+    if not done:
+        raise UsageError("OpenCV cannot write PNG here")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(png.tobytes())
+    print(f"{output}: {', '.join(made)}")
+
+
+def _make(
+    before: Tensor,
+    on: Tensor | None,
+    pool: Tensor | None,
+    chosen: list[str],
+    seed: int,
+    settings: TaskSettings,
+) -> dict[str, Synthetic]:
+    from ..synthetic import synthesize
+
+    # There is but one image: as a source it stands mirrored, so that patches of the same place
+    # differ.
+    mirrored = before.flip(-1)
+    return {
+        task: synthesize(
+            before,
+            [task],
+            seeds=[seed],
+            mask=on,
+            sources=mirrored,
+            source_masks=None if on is None else on.flip(-1),
+            external=pool,
+            settings=settings,
+        )
+        for task in chosen
+    }
+
+
+def _read(path: Path, side: int) -> tuple[Tensor, Tensor | None, str]:
+    """``[1, c, *s]`` in the range that the tasks are made for, the object, and the size in words.
+
+    Images: [-1, 1] over their own range; the object is a fundus photograph's field of view.
+    Volumes: the brain (what is not 0, holes filled) to mean 0 and deviation 1, 0 elsewhere.
+    """
+    import numpy as np
+    import torch
+
+    from ..data import find_fov, fov_mask, read_image, resize
+    from ..data.headers import kind_of
+    from ..data.opening import open_source
+    from ..data.volumes import read_volume
+
+    with open_source(path) as (file, _):
+        volume = kind_of(file) == "nifti"
+    if volume:
+        return _normalised(read_volume(path).values.astype(np.float32))
+    pixels = read_image(path)
+    fov = find_fov(pixels)
+    if (pixels == pixels[..., :1]).all():  # grey values stored as RGB
+        pixels = pixels[..., :1]
+    values = pixels.astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    planes = np.moveaxis((values - low) * (2 / max(high - low, 1e-12)) - 1, -1, 0)
+    before = resize(torch.from_numpy(np.ascontiguousarray(planes)), side)[None]
+    on = None
+    if fov.status != "none":
+        inside = fov_mask(fov, *pixels.shape[:2])
+        on = resize(torch.from_numpy(inside[None].astype(np.float32)), side) > 0.5
+    return before, on, f"{pixels.shape[1]} x {pixels.shape[0]} at {side} x {side} pixels"
+
+
+def _normalised(values: np.ndarray) -> tuple[Tensor, Tensor, str]:
+    import torch
+    from scipy.ndimage import binary_fill_holes
+
+    on = torch.from_numpy(binary_fill_holes(values != 0))
+    brain = torch.from_numpy(values)
+    inside = brain[on]
+    if inside.numel() < 2:
+        raise UsageError("the volume is empty: every voxel is 0")
+    normalised = ((brain - inside.mean()) / (inside.std() + 1e-8)).masked_fill(~on, 0)
+    return normalised[None, None], on[None], " x ".join(map(str, values.shape)) + " voxels"
+
+
+def _external(folder: Path | None, like: Tensor, side: int) -> Tensor | None:
+    import torch
+
+    from ..data import discover
+    from ..synthetic import embedded_external
+
+    if folder is None:
+        if like.dim() == 5:
+            return None
+        return embedded_external(side, like.shape[1])
+    found = []
+    paths = dict.fromkeys(item.path for item in discover(str(folder)).items)
+    for path in list(paths)[:16]:
+        one = _read(Path(path), side)[0]
+        if one.dim() != like.dim():
+            raise UsageError(f"--external {folder}: {path} is no {like.dim() - 2}-D image")
+        if one.shape[1] != like.shape[1]:  # grey as RGB, or the mean of RGB
+            one = one.mean(1, keepdim=True).expand(-1, like.shape[1], *one.shape[2:])
+        found.append(one)
+    shapes = {tuple(one.shape) for one in found}
+    if len(shapes) > 1:
+        raise UsageError(f"--external {folder}: want volumes of one size, got {sorted(shapes)}")
+    return torch.cat(found).contiguous()

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images that anomalies are put into, and the boxes of them that an anomaly changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .masks import Form
+
+
+@dataclass(frozen=True)
+class Spot:
+    """An anomaly to be made.
+
+    Attributes:
+        sample: which image of the batch.
+        corner: the lowest cell of its box.
+        form: its shape; the box has its extents.
+        decision: what the task has drawn for it.
+    """
+
+    sample: int
+    corner: tuple[int, ...]
+    form: Form
+    decision: Any
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """The cells of its box, of an image."""
+        return tuple(
+            slice(c, c + n) for c, n in zip(self.corner, self.form.inside.shape, strict=True)
+        )
+
+
+def cells(*index: Any) -> tuple[Any, ...]:
+    """An index made of parts: ``cells(sample, slice(None), *box)``."""
+    return index
+
+
+class Canvas:
+    """A batch at work.
+
+    Attributes:
+        original: ``[b, c, *s]`` before anything was done.
+        image: the same, with what has been done so far.
+        mask: ``[b, *s]`` bool, where anomalies are.
+        low, high: ``[b, c]``, the range of each channel of the original. Results are kept in it.
+        spots: what has been done so far.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        self.original = image
+        self.image = image.clone(memory_format=torch.contiguous_format)
+        self.mask = torch.zeros(
+            image.shape[0], *image.shape[2:], dtype=torch.bool, device=image.device
+        )
+        self.low, self.high = channel_range(image)
+        self.spots: list[Spot] = []
+
+    def crop(self, spot: Spot) -> Tensor:
+        """``[c, *extent]`` of an anomaly's box, a view."""
+        return self.image[cells(spot.sample, slice(None), *spot.box)]
+
+    def crop_mask(self, spot: Spot) -> Tensor:
+        """``[*extent]`` of the mask, a view."""
+        return self.mask[cells(spot.sample, *spot.box)]
+
+    def range_of(self, sample: int) -> tuple[Tensor, Tensor]:
+        """Of one image: ``low`` and ``high``, ``[c, 1, ...]``."""
+        shape = (-1, *[1] * (self.image.dim() - 2))
+        return self.low[sample].view(shape), self.high[sample].view(shape)
+
+
+def channel_range(image: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of ``[..., c, *s]``, two leading axes: ``[b, c]`` each."""
+    low, high = torch.aminmax(image.reshape(-1, image[0, 0].numel()), dim=1)
+    return low.view(image.shape[:2]), high.view(image.shape[:2])
+
+
+def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Arrays of one type as tensors on a device, in a single copy."""
+    if device.type == "cpu" or not arrays:
+        return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+    parts = flat.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
