@@ -9,7 +9,7 @@ import numpy as np
 
 from fundad_fast.data.codestream import Memory, decode_codestream
 from fundad_fast.data.dicom import BIG_ENDIAN, ENCAPSULATED, GREY, UNDEFINED, DicomImage, damage
-from fundad_fast.data.greyscale import Greyscale, Table
+from fundad_fast.data.greyscale import Greyscale, Table, Window
 from fundad_fast.data.items import ReadError
 
 if TYPE_CHECKING:
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 
 
 def dicom_pixels(
-    image: DicomImage, file: BinaryIO, frame: int, memory: Memory | None = None
+    image: DicomImage,
+    file: BinaryIO,
+    frame: int,
+    memory: Memory | None = None,
+    window: Window | None = None,
 ) -> np.ndarray:
     """The pixels ``[h, w, c]`` of one frame: uint8, or uint16 where more than 8 bits are stored.
 
-    The pixels of a JPEG frame may lie in ``memory``, which gives so many bytes or more.
+    The pixels of a JPEG frame may lie in ``memory``, which gives so many bytes or more. ``window``
+    is of grey values; by default the file's.
 
     Raises:
-        ReadError: ``unreadable`` (missing or damaged frame), ``unsupported``.
+        ReadError: ``unreadable`` (missing or damaged frame), ``unsupported`` (such as a window that
+            the file lacks).
     """
     try:
         with damage():
             stored, rgb = _stored(image, file, frame, memory)
             if image.photometric in GREY:
-                pixels = _greyscale(image, frame).apply(_shifted(image, stored))
+                pixels = _greyscale(image, frame, window).apply(_shifted(image, stored))
             elif image.photometric == "PALETTE COLOR":
                 pixels = _expanded(image, stored)
             else:
@@ -142,7 +148,7 @@ def _expanded(image: DicomImage, stored: np.ndarray) -> np.ndarray:
     return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
 
 
-def _greyscale(image: DicomImage, frame: int) -> Greyscale:
+def _greyscale(image: DicomImage, frame: int, wanted: Window | None) -> Greyscale:
     """What the header says of grey values; a frame's own functional groups come first."""
     rescale = _group(image.dataset, frame, "PixelValueTransformationSequence")
     voi = _group(image.dataset, frame, "FrameVOILUTSequence")
@@ -151,7 +157,8 @@ def _greyscale(image: DicomImage, frame: int) -> Greyscale:
         raise ReadError("unreadable", f"damaged DICOM: a rescale slope of {slope}")
     modality = _table_of(rescale, "ModalityLUTSequence", image)
     signed = image.signed if modality is None else False
-    centre, width = _first(voi, "WindowCenter"), _first(voi, "WindowWidth")
+    k = wanted if isinstance(wanted, int) else 0
+    centre, width = _kth(voi, "WindowCenter", k), _kth(voi, "WindowWidth", k)
     function = str(voi.get("VOILUTFunction") or "LINEAR").strip()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise ReadError("unsupported", f"a window of the kind {function[:30]}")
@@ -160,6 +167,12 @@ def _greyscale(image: DicomImage, frame: int) -> Greyscale:
     window = None
     if centre is not None and width is not None and np.isfinite(centre):
         window = (centre, width) if np.isfinite(width) and width >= max(least, 1e-9) else None
+    if wanted == k and window is None:
+        raise ReadError("unsupported", f"the file has no window {k}, counted from 0")
+    if isinstance(wanted, tuple):
+        window, function = wanted, "LINEAR"
+    elif wanted == "none":
+        window = None
     low = _padding(image, "PixelPaddingValue")
     high = _padding(image, "PixelPaddingRangeLimit")
     return Greyscale(
@@ -169,7 +182,7 @@ def _greyscale(image: DicomImage, frame: int) -> Greyscale:
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
         modality=modality,
-        voi=_table_of(voi, "VOILUTSequence", image, signed=signed),
+        voi=_table_of(voi, "VOILUTSequence", image, signed=signed) if wanted is None else None,
         window=window,
         function=function,  # type: ignore[arg-type]
         padding=None if low is None else (min(low, high or low), max(low, high or low)),
@@ -188,12 +201,17 @@ def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
 
 
 def _first(dataset: Dataset, name: str) -> float | None:
+    return _kth(dataset, name, 0)
+
+
+def _kth(dataset: Dataset, name: str, k: int) -> float | None:
+    """One of an element's values, from 0; ``None`` where it has fewer."""
     value = dataset.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str) and hasattr(value, "__len__"):
-        value = value[0]
-    return float(value)
+    several = not isinstance(value, str) and hasattr(value, "__len__")
+    values = list(value) if several else [value]
+    return float(values[k]) if k < len(values) else None
 
 
 def _padding(image: DicomImage, name: str) -> int | None:

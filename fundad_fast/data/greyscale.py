@@ -3,7 +3,8 @@
 
 The rule, in this order: stored value; modality (rescale slope and intercept, or modality table);
 the file's first window (or, before it, its VOI table), or without any the whole range that the
-stored bits can express, so that images of one kind stay comparable; scaled to all of 8 bits where
+stored bits can express, so that images of one kind stay comparable (a model may name another
+window, see :data:`Window`); scaled to all of 8 bits where
 up to 8 bits are stored, else to all of 16 bits; MONOCHROME1 inverted; padding black.
 Source: DICOM PS3.3, C.11.1 and C.11.2; PS3.4, N.2.
 """
@@ -17,6 +18,10 @@ from typing import Literal
 import numpy as np
 
 MAX_TABLE_BITS = 16
+
+Window = int | tuple[float, float] | Literal["none"]
+"""In place of a file's first window or table: its k-th window, from 0; a centre and width, linear,
+in rescaled units; or none, so the whole range that the stored bits can express."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class FileSource:
             max_megapixels=max_megapixels,
             first_page=spec.pages == "first",
             buffer=buffer,
+            window=spec.window,
         )
 
 

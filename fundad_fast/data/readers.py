@@ -16,7 +16,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fundad_fast.data.dicom import DicomImage, LastDicom, one_frame
+from fundad_fast.data.dicom_pixels import dicom_pixels
 from fundad_fast.data.frames import count_frames
+from fundad_fast.data.greyscale import Window
 from fundad_fast.data.headers import Header, kind_of, parse_header
 from fundad_fast.data.items import Identifiers, Item, ReadError
 from fundad_fast.data.opening import Source, frame_of, open_source, version_of
@@ -65,6 +67,7 @@ def read_image(
     max_megapixels: float = 200.0,
     first_page: bool = False,
     buffer: PixelBuffer | None = None,
+    window: Window | None = None,
 ) -> np.ndarray:
     """Read the pixels of an image file, its format told by its content, not by its name.
 
@@ -75,6 +78,7 @@ def read_image(
         max_megapixels: a larger image is refused from its header, before it is decoded.
         first_page: read the first page or frame of several, which are refused otherwise.
         buffer: memory to decode into; the result is then valid until the buffer's next use.
+        window: of grey DICOM, in place of the file's own.
 
     Returns:
         ``[h, w, c]`` with c = 1 (grey) or 3 (RGB), uint8, uint16 or float32, contiguous, upright.
@@ -87,7 +91,12 @@ def read_image(
             ``non_finite``.
     """
     return read_picture(
-        source, frame=frame, max_megapixels=max_megapixels, first_page=first_page, buffer=buffer
+        source,
+        frame=frame,
+        max_megapixels=max_megapixels,
+        first_page=first_page,
+        buffer=buffer,
+        window=window,
     ).pixels
 
 
@@ -98,6 +107,7 @@ def read_picture(
     max_megapixels: float = 200.0,
     first_page: bool = False,
     buffer: PixelBuffer | None = None,
+    window: Window | None = None,
     labels: bool = False,
 ) -> Picture:
     """As :func:`read_image`, with what a DICOM file says of itself; a DICOM segmentation is
@@ -112,7 +122,10 @@ def read_picture(
                 return _read_nifti(file, key, frame, max_megapixels, first_page)
             if kind == "dicom":
                 image = _last_dicom.open(file, size, key)
-                return _read_dicom(image, file, frame, max_megapixels, first_page, labels, buffer)
+                frame = _checked_frame(image, frame, max_megapixels, first_page, labels)
+                memory = None if buffer is None else buffer.get
+                pixels = dicom_pixels(image, file, frame, memory, window)
+                return Picture(pixels, image.identifiers)
             header = parse_header(file, size, first_page=first_page, frame=frame)
             _check_size(header, max_megapixels)
             if header.format != "tiff" or frame is None:  # other pages may be many
@@ -147,17 +160,10 @@ def _read_nifti(
 _last_dicom = LastDicom()
 
 
-def _read_dicom(
-    image: DicomImage,
-    file: BinaryIO,
-    frame: int | None,
-    max_megapixels: float,
-    first: bool,
-    labels: bool,
-    buffer: PixelBuffer | None,
-) -> Picture:
-    from fundad_fast.data.dicom_pixels import dicom_pixels
-
+def _checked_frame(
+    image: DicomImage, frame: int | None, max_megapixels: float, first: bool, labels: bool
+) -> int:
+    """Which frame of a DICOM file is meant, where it may be read."""
     try:
         if image.labels and not labels:
             raise ReadError("unsupported", "a DICOM segmentation: labels, no image")
@@ -166,8 +172,7 @@ def _read_dicom(
     except ReadError as error:
         error.identifiers = image.identifiers
         raise
-    memory = None if buffer is None else buffer.get
-    return Picture(dicom_pixels(image, file, frame, memory), image.identifiers)
+    return frame
 
 
 def read_mask(

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 class InputSpec(BaseModel):
@@ -59,6 +59,17 @@ class InputSpec(BaseModel):
         description="one: a TIFF with several pages is refused; first: its first page is read.",
     )
 
+    window: (
+        Annotated[int, Field(strict=True, ge=0)]
+        | tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=1)]]
+        | Literal["none"]
+        | None
+    ) = Field(
+        default=None,
+        description="Of grey DICOM: None, the file's first (or its table); k, its k-th from 0, and "
+        "a file without is an error; centre and width in rescaled units; none, the whole range "
+        "that the stored bits can express.",
+    )
     intensity: Literal["range", "equalise"] = Field(
         default="range",
         description="range: samples divided by white; equalise: histogram equalisation with 256 "

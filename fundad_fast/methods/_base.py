@@ -7,12 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from ..batch import Batch, Scores
@@ -48,6 +55,16 @@ class MethodConfig(BaseModel):
     )
     pages: Literal["one", "first"] = Field(
         "one", description="A TIFF of several pages is refused (one), or its first page is taken."
+    )
+    window: (
+        Annotated[int, Field(strict=True, ge=0)]
+        | tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=1)]]
+        | Literal["none"]
+        | None
+    ) = Field(
+        None,
+        description="Window of grey DICOM. None: the file's first; 1: its second, and so on; "
+        "40,400: this centre and width, in units of the rescale; none: the whole stored range.",
     )
     mixed_inputs: Literal["error", "convert"] = Field(
         "error",

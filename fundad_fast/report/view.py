@@ -66,7 +66,10 @@ def read_photograph(
     if not row.get("path") or not Path(row["path"]).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     pixels = read_image(
-        item_of_row(row), max_megapixels=max_megapixels, first_page=spec.pages == "first"
+        item_of_row(row),
+        max_megapixels=max_megapixels,
+        first_page=spec.pages == "first",
+        window=spec.window,
     )
     shown, window = for_display(pixels, spec, side)
     return Photograph(shown, window, *pixels.shape[:2])
