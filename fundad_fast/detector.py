@@ -232,6 +232,7 @@ class Detector:
             batch_size=self.batch_size,
             threads=self.threads,
             max_megapixels=self.max_megapixels,
+            pinned=self.device_.type == "cuda",
         )
 
     def _score_held_out(

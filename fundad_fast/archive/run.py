@@ -145,7 +145,10 @@ def score_run(
             "inputs": standing.inputs,
             "left": standing.missing - standing.todo,
             "counts": counts,
-            "profile": pipeline.stages.profile(pipeline.done),
+            "profile": {
+                **pipeline.stages.profile(pipeline.done),
+                "memory": "page-locked" if pipeline.pinned else "pageable",
+            },
             "seconds": round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3),
         }
         run.write_json("run.json", {**run.about, **ends})
@@ -181,6 +184,7 @@ class _Pipeline:
         self.maker, self.options, self.check = maker, options, check
         self.task, self.total, self.counts, self.done = task, total, counts, 0
         self.score = Scorer(maker.bundle)
+        self.pinned = maker.bundle.method.device.type == "cuda"
         self._files: dict[str, Files] = {}
         self.stages = Stages(read=1, score=1, regions=_REGION_THREADS, write=1)
 
@@ -193,6 +197,7 @@ class _Pipeline:
             batch_size=self.options.batch_size,
             threads=self.options.threads,
             max_megapixels=self.options.max_megapixels,
+            pinned=self.pinned,
         )
         chunks = self.stages.channel(_ROOM, "read", "score")
         made = self.stages.channel(_ROOM + _REGION_THREADS, "score", "write")
