@@ -24,6 +24,7 @@ import torch
 
 from ..bundle import Bundle, environment
 from ..data import Chunk, Dataset, FileStream, InputSpec, Inventory, Item, Loader, Prepared
+from ..data.gpu_jpeg import JpegDecoder, gpu_jpeg
 from ..data.loader import single_threaded_pool
 from ..progress import Progress, Task
 from ..run_folder import RunFolder
@@ -43,7 +44,7 @@ _ROOM = 2
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How a run is made; none of these changes a score.
+    """How a run is made; none of these changes a score, but for rounding where it is said.
 
     Attributes:
         batch_size: images per batch.
@@ -53,6 +54,8 @@ class ScoreOptions:
         retry_failed: score again what failed, even where its files have not changed.
         limit: only so many inputs, the first ones of the shard, are to have rows.
         shard: score only this part of the inputs.
+        gpu_decode: decode JPEG files on the model's GPU where that proves to be right, see
+            :mod:`fundad_fast.data.gpu_jpeg`; scores differ by rounding then, and a run keeps to it.
         naming: how rows name their inputs; see :mod:`fundad_fast.archive.deidentify`.
     """
 
@@ -63,6 +66,7 @@ class ScoreOptions:
     retry_failed: bool = False
     limit: int | None = None
     shard: Shard | None = None
+    gpu_decode: bool = False
     naming: Naming = field(default_factory=Naming)
 
 
@@ -110,6 +114,7 @@ def score_run(
             goes on.
     """
     options, progress = options or ScoreOptions(), progress or Progress()
+    jpeg, decoder = _jpeg_decoder(bundle.method.device, options.gpu_decode)
     about = {
         "kind": kind,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -120,7 +125,8 @@ def score_run(
         # What must stay the same while a run goes on. The limit of megapixels is not of them: a
         # higher one is how inputs that were too large are tried again.
         "settings": {"save_maps": options.save_maps}
-        | ({"shard": str(options.shard)} if options.shard else {}),
+        | ({"shard": str(options.shard)} if options.shard else {})
+        | ({"jpeg": decoder} if jpeg else {}),
         "max_megapixels": options.max_megapixels,
         "environment": environment(),
         "intended_use": "research; no clinical claim",
@@ -137,7 +143,7 @@ def score_run(
         wanted = min(standing.inputs, options.limit or standing.inputs)
         with progress.task("score", wanted, "images") as task:
             task.advance(wanted - standing.todo)
-            pipeline = _Pipeline(maker, options, check, task, standing.todo, standing.counts)
+            pipeline = _Pipeline(maker, options, check, task, standing.todo, standing.counts, jpeg)
             pipeline.run(standing.without_a_row(islice(iter(mine), options.limit)))
         run.flush()
         counts = dict(standing.counts)
@@ -148,12 +154,22 @@ def score_run(
             "profile": {
                 **pipeline.stages.profile(pipeline.done),
                 "memory": "page-locked" if pipeline.pinned else "pageable",
+                "jpeg": decoder,
             },
             "seconds": round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3),
         }
         run.write_json("run.json", {**run.about, **ends})
         run.log("end", counts=counts)
     return counts
+
+
+def _jpeg_decoder(device: torch.device, on_gpu: bool) -> tuple[JpegDecoder | None, str]:
+    """What decodes JPEG files, where it is not libjpeg-turbo; and a line that says which it is."""
+    if not on_gpu:
+        return None, "libjpeg-turbo"
+    if device.type != "cuda":
+        return None, f"libjpeg-turbo, not the GPU (the model scores on the device {device.type})"
+    return gpu_jpeg(device.index or 0)
 
 
 class _Part:
@@ -180,8 +196,9 @@ class _Pipeline:
         task: Task,
         total: int,
         counts: Counter[str],
+        jpeg: JpegDecoder | None,
     ) -> None:
-        self.maker, self.options, self.check = maker, options, check
+        self.maker, self.options, self.check, self.jpeg = maker, options, check, jpeg
         self.task, self.total, self.counts, self.done = task, total, counts, 0
         self.score = Scorer(maker.bundle)
         self.pinned = maker.bundle.method.device.type == "cuda"
@@ -192,7 +209,7 @@ class _Pipeline:
         """Score the items and add their rows."""
         torch.get_num_threads()  # this thread keeps its own setting, whatever pools do meanwhile
         loader = Loader(
-            FileStream(self._noting_files(items)),
+            FileStream(self._noting_files(items), self.jpeg),
             InputSpec(**self.maker.bundle.input_spec),
             batch_size=self.options.batch_size,
             threads=self.options.threads,

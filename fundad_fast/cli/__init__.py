@@ -23,6 +23,7 @@ from .options import (
     Config,
     Deidentify,
     Device,
+    GpuDecode,
     KeyFile,
     Limit,
     Megapixels,
@@ -173,6 +174,7 @@ def score(
     retry_failed: RetryFailed = False,
     limit: Limit = None,
     shard: ShardOption = None,
+    gpu_decode: GpuDecode = False,
     deidentify: Deidentify = False,
     key: KeyFile = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
@@ -211,6 +213,7 @@ def score(
             retry_failed=retry_failed,
             limit=limit,
             shard=part,
+            gpu_decode=gpu_decode,
             deidentify=deidentify,
             key=key,
         )

@@ -80,6 +80,12 @@ Overlays = Annotated[
 ]
 
 
+GpuDecode = Annotated[
+    bool,
+    typer.Option(
+        "--gpu-decode", help="Decode JPEGs on the GPU by nvImageCodec, if it proves to be right."
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Only the first so many inputs; raise it to go on.")
 ]

@@ -323,6 +323,7 @@ def score_into(
     retry_failed: bool = False,
     limit: int | None = None,
     shard: Shard | None = None,
+    gpu_decode: bool = False,
     deidentify: bool = False,
     key: Path | None = None,
 ) -> int:
@@ -346,6 +347,7 @@ def score_into(
         retry_failed=retry_failed,
         limit=limit,
         shard=shard,
+        gpu_decode=gpu_decode,
         naming=Hidden(key_of(output, key)) if deidentify else Naming(),
     )
     began = time.monotonic()
@@ -380,7 +382,7 @@ def print_profile(run: Path) -> None:
     )
     print(
         f"{profile['images']} images, {profile['images_per_second']:.3g} per second; limited by "
-        f"{profile['limits']} (busy: {busy})"
+        f"{profile['limits']} (busy: {busy}); JPEGs by {profile['jpeg']}"
     )
 
 

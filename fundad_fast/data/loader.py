@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fundad_fast.batch import Batch
+from fundad_fast.data.gpu_jpeg import JpegDecoder
 from fundad_fast.data.items import Item, ReadError, Status, identified
 from fundad_fast.data.preparation import Prepared, prepare
 from fundad_fast.data.readers import Picture, PixelBuffer, read_picture
@@ -42,12 +43,12 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Items whose pixels lie in files."""
+    """Items whose pixels lie in files; ``jpeg`` decodes those that are JPEG, where it can."""
 
     any_depth = False
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = tuple(items)
+    def __init__(self, items: Sequence[Item], jpeg: JpegDecoder | None = None) -> None:
+        self.items, self.jpeg = tuple(items), jpeg
         self._local = threading.local()
 
     def read(self, index: int, spec: InputSpec, max_megapixels: float) -> Picture | Voxels:
@@ -63,6 +64,7 @@ class FileSource:
             first_page=spec.pages == "first",
             buffer=buffer,
             window=spec.window,
+            jpeg=self.jpeg,
         )
 
 
@@ -72,8 +74,8 @@ class FileStream(FileSource):
     A loader can walk it once; its length is not known.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        super().__init__(())
+    def __init__(self, items: Iterable[Item], jpeg: JpegDecoder | None = None) -> None:
+        super().__init__((), jpeg)
         self.items = _Passing(items)  # type: ignore[assignment]
 
 

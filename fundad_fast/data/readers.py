@@ -18,6 +18,7 @@ import numpy as np
 from fundad_fast.data.dicom import DicomImage, LastDicom, one_frame
 from fundad_fast.data.dicom_pixels import dicom_pixels
 from fundad_fast.data.frames import count_frames
+from fundad_fast.data.gpu_jpeg import JpegDecoder
 from fundad_fast.data.greyscale import Window
 from fundad_fast.data.headers import Header, kind_of, parse_header
 from fundad_fast.data.items import Identifiers, Item, ReadError
@@ -109,9 +110,11 @@ def read_picture(
     buffer: PixelBuffer | None = None,
     window: Window | None = None,
     labels: bool = False,
+    jpeg: JpegDecoder | None = None,
 ) -> Picture:
     """As :func:`read_image`, with what a DICOM file says of itself; a DICOM segmentation is
-    ``unsupported`` unless ``labels`` are wanted."""
+    ``unsupported`` unless ``labels`` are wanted. JPEG files that ``jpeg`` cannot decode are decoded
+    by libjpeg-turbo, which says why they cannot be."""
     frame = frame_of(source, frame)
     max_bytes = max_megapixels * 1e6 * _BYTES_PER_PIXEL
     with open_source(source, max_bytes=max_bytes) as (file, size):
@@ -134,7 +137,7 @@ def read_picture(
                 raise ReadError(
                     "unsupported", "a CMYK image, made for print: save it as RGB (sRGB) first"
                 )
-            pixels = _decode(file, header, first_page, frame, buffer)
+            pixels = _decode(file, header, first_page, frame, buffer, jpeg)
         except MemoryError as error:
             raise ReadError("failed", "not enough memory to decode this image") from error
     if pixels.shape[:2] != (header.height, header.width):
@@ -251,6 +254,7 @@ def _decode(
     first_page: bool,
     frame: int | None,
     buffer: PixelBuffer | None,
+    jpeg: JpegDecoder | None,
 ) -> np.ndarray:
     if header.format == "tiff":
         from fundad_fast.data.tiff import tiff_pixels
@@ -259,6 +263,11 @@ def _decode(
     file.seek(0)
     data = file.read()
     if header.format == "jpeg":
+        if jpeg is not None:
+            pixels = jpeg(data, header.channels)
+            shape = header.height, header.width, header.channels
+            if pixels is not None and pixels.shape == shape:
+                return pixels
         return _decode_jpeg(data, header, buffer)
     return _decode_opencv(data, header)
 
