@@ -35,7 +35,8 @@ class Bundle:
         input_spec: how images are prepared, as plain JSON.
         thresholds: ``{"image": {...}, "pixel": {...}}``, each with its value and how it was set.
         colour_scale: ``{"lo", "hi", "rule"}`` for pictures of the map.
-        trained_on: number of images, hash of their contents, failures.
+        trained_on: number of images, hash of their contents, failures; ``census``, what they look
+            like, which bundles of earlier versions lack.
         normal: scores of held-out healthy images.
         id: SHA-256 of the bundle's content, shortened to 16 hex digits; set by save and load.
     """
@@ -168,6 +169,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def model_card(bundle: Bundle, state: State) -> str:
     """The bundle in words, as Markdown."""
+    trained_on = dict(bundle.trained_on)
+    census = trained_on.pop("census", None) or {}
     lines = [
         f"# {bundle.method.name} ({bundle.preset})",
         "",
@@ -176,7 +179,8 @@ def model_card(bundle: Bundle, state: State) -> str:
         "",
         "## Fitted on",
         "",
-        *(f"* {key}: {value}" for key, value in sorted(bundle.trained_on.items())),
+        *(f"* {key}: {value}" for key, value in sorted(trained_on.items())),
+        *_looks(census),
         "",
         "## Thresholds",
         "",
@@ -204,6 +208,18 @@ def model_card(bundle: Bundle, state: State) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _looks(census: dict[str, Any]) -> list[str]:
+    """The census of the training images in words; see ``data.appearance.take_census``."""
+    lines = [
+        f"* {name.replace('_', ' ')}: median {found['median']:g}, from {found['min']:g} to "
+        f"{found['max']:g} ({found['n']} images)"
+        for name, found in census.items()
+        if name != "sizes"
+    ]
+    sizes = ", ".join(f"{size} ({n})" for size, n in (census.get("sizes") or {}).items())
+    return [*lines, f"* most frequent sizes: {sizes}"] if sizes else lines
 
 
 def _content_id(content: dict[str, Any]) -> str:

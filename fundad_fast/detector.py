@@ -28,6 +28,7 @@ from .data import (
     inspect_inputs,
     inspect_volumes,
     items_of,
+    take_census,
     training_images,
 )
 from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
@@ -170,6 +171,7 @@ class Detector:
                 "failed": len(self.failures_),
                 "data_sha256": sha256,
                 "held_out": "split val" if val else f"{len(set((folds or {}).values()))} folds",
+                "census": take_census(self._loader(train, spec)),
             },
             normal=held_out,
         )

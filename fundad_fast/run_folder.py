@@ -60,6 +60,7 @@ def row_schema() -> Any:
             ("fov_cy", pa.float64()),
             ("fov_r", pa.float64()),
             ("fov_box", pa.list_(pa.int32())),  # left, top, right, bottom of the lit part
+            ("brightness", pa.float32()),  # mean sample inside the field of view, from 0 to 1
             ("score", pa.float32()),
             ("score_pct", pa.float32()),
             ("pred_label", pa.int8()),

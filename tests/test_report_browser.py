@@ -352,16 +352,16 @@ def test_the_table_sorts_finds_and_turns_pages(browser: Browser, folder: Path) -
     assert browser.js(column.format(6))[-5:] == ["unreadable"] * 5
     assert browser.js(column.format(0))[-6:] == ["130", "–", "–", "–", "–", "–"]
     for order in (["129.0", "128.0"], ["0.000", "1.000"]):
-        browser.click("[data-sort=score]")
+        browser.click("#rows-table [data-sort=score]")
         assert browser.js(column.format(2))[:2] == order
     browser.click("#rows-last")
     assert browser.js(column.format(2))[-1] == "–"  # no score comes last either way
-    browser.click("#find")
+    browser.click("#rows-find")
     browser.call("Input.insertText", text="GE 12")
     browser.wait("document.getElementById('rows-count').textContent.startsWith('11 of 135')")
     assert set(browser.js(column.format(1))) == {f"image {i}" for i in (12, *range(120, 130))}
     browser.js(
-        "(() => { const s = document.getElementById('pick');"
+        "(() => { const s = document.getElementById('rows-pick');"
         "s.value = [...s.options].find(o => o.text === 'missed').value;"
         "s.dispatchEvent(new Event('change')); })()"
     )
@@ -409,9 +409,9 @@ def test_a_table_of_100000_rows_stays_usable(browser: Browser, tmp_path: Path) -
     assert browser.js("document.querySelectorAll('#rows-body tr').length") == 50
     assert browser.js("document.querySelectorAll('*').length") < 2000
     browser.click("#rows-last")
-    assert browser.js("document.getElementById('rows-page').textContent") == "page 2000 of 2000"
-    browser.click("[data-sort=id]")
-    browser.click("#find")
+    assert browser.js("document.getElementById('rows-page').textContent") == "page 2,000 of 2,000"
+    browser.click("#rows-table [data-sort=id]")
+    browser.click("#rows-find")
     browser.call("Input.insertText", text="099999")
     browser.wait("document.getElementById('rows-count').textContent === '1 of 100,000'")
     assert browser.problems() == []

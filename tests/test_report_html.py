@@ -314,7 +314,9 @@ def test_a_run_without_labels_has_no_metrics(tmp_path: Path) -> None:
     page = report(tmp_path / "run")
     assert "ROC" not in page.text
     anchors = [a["href"] for tag, a in page.elements if tag == "a" and "href" in a]
-    assert anchors == ["#main", "#summary", "#scores", "#images", "#rows", "#settings"]
+    assert anchors == [
+        "#main", "#summary", "#scores", "#likeness", "#images", "#rows", "#settings"
+    ]  # fmt: skip
     assert "this run (6)" in page.text
     assert "missed" not in page.text
     assert page.with_class("s-run")

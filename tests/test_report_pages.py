@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from fundad_fast.report import html as report_html
-from fundad_fast.report import write_report
+from fundad_fast.report import tables, write_report
 from fundad_fast.run_folder import RunError
 
 shared = runpy.run_path(str(Path(__file__).with_name("test_report_html.py")))
@@ -55,7 +54,7 @@ def test_a_very_long_run_keeps_its_worst_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(tmp_path / "run")
-    monkeypatch.setattr(report_html, "TABLE_ROWS", 3)
+    monkeypatch.setattr(tables, "TABLE_ROWS", 3)
     page = report(tmp_path / "run")
     assert page.data()["id"] == ["image 5", "image 4", "image 3"]
     assert "The 3 worst of 8 images" in page.text

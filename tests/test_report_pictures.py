@@ -16,6 +16,7 @@ import tifffile
 
 from fundad_fast.data import Fov, InputSpec
 from fundad_fast.report import pictures, view
+from fundad_fast.report.columns import Columns
 from fundad_fast.report.run_files import Run
 
 WIDTH, HEIGHT = 1200, 900  # reduced to 512 × 384
@@ -27,7 +28,9 @@ def run_of(folder: Path, *, pixel: float | None = 5.0, **settings: Any) -> Run:
     model = {"colour_scale": {"lo": 1.0, "hi": 8.0}, "thresholds": thresholds}
     about = {"schema": 1, "model": model}
     spec = InputSpec(image_size=64, fov_erode=0, **settings)
-    return Run(folder, about, None, {"id": []}, [], [], np.zeros(0), spec)
+    none = np.zeros(0, np.intp)
+    flags = np.zeros(0, np.int8)
+    return Run(folder, about, None, Columns([]), flags, none, none, np.zeros(0), spec)
 
 
 def row_of(folder: Path, values: np.ndarray, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as nnf
 
 from ..bundle import Bundle
-from ..data import Failure, Identifiers, Item, Prepared, as_nifti, item_id
+from ..data import Failure, Identifiers, Item, Prepared, as_nifti, brightness, item_id
 from ..evaluation.thresholds import score_percentile
 from ..run_folder import RunFolder
 from .regions import map_affine, top_regions, volume_affine
@@ -130,6 +130,7 @@ class RowMaker:
             wrong = ("failed", "the score is not finite; please report this image's kind")
         row = self._row(item, *(wrong or ("ok", None))) | dict(zip(FILE_COLUMNS, files))
         row["width"], row["height"] = prepared.width, prepared.height
+        row["brightness"] = brightness(prepared)
         if self.bundle.input_spec["fov"] == "auto":
             fov = prepared.fov
             row |= {

@@ -62,6 +62,7 @@ from .steps import (
     print_plan,
     print_score_plan,
     print_settings,
+    print_warnings,
     replace_model,
     restore_model,
     score_into,
@@ -223,6 +224,7 @@ def score(
             write_report(
                 output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown
             )
+        print_warnings(output)
         if strict and failed:
             raise typer.Exit(1)
 
@@ -342,6 +344,7 @@ def merge(
             write_report(
                 output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown
             )
+        print_warnings(output)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fundad_fast.data.appearance import brightness, take_census
     from fundad_fast.data.arrays import ArraySource
     from fundad_fast.data.census import InputCensus, inspect_inputs
     from fundad_fast.data.folds import assign_folds
@@ -62,6 +63,7 @@ __all__ = [
     "as_nifti",
     "as_source",
     "assign_folds",
+    "brightness",
     "data_hash",
     "discover",
     "find_fov",
@@ -80,6 +82,7 @@ __all__ = [
     "read_volume",
     "resize",
     "show",
+    "take_census",
     "take_inventory",
     "training_images",
 ]
@@ -108,6 +111,7 @@ _MODULE_OF = {
     "as_nifti": "volumes",
     "as_source": "handed",
     "assign_folds": "folds",
+    "brightness": "appearance",
     "data_hash": "handed",
     "discover": "layouts",
     "find_fov": "fundus",
@@ -126,6 +130,7 @@ _MODULE_OF = {
     "read_volume": "volumes",
     "resize": "resizing",
     "show": "items",
+    "take_census": "appearance",
     "take_inventory": "inventory",
     "training_images": "handed",
 }

@@ -60,12 +60,12 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
         return HEIGHT - BOTTOM - share / top * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for tick in _ticks(0, top, 4):
-        parts.append(_grid_line(LEFT, y(tick), WIDTH - RIGHT, y(tick)))
-        parts.append(_text(LEFT - 6, y(tick) + 4, f"{100 * tick:.3g}%", "end"))
-    ticks = _log_ticks(lo, hi) if log else _ticks(lo, hi, 6)
+    for tick in round_ticks(0, top, 4):
+        parts.append(grid_line(LEFT, y(tick), WIDTH - RIGHT, y(tick)))
+        parts.append(text_at(LEFT - 6, y(tick) + 4, f"{100 * tick:.3g}%", "end"))
+    ticks = log_ticks(lo, hi) if log else round_ticks(lo, hi, 6)
     for tick, text in zip(ticks, distinct_numbers(ticks)):
-        parts.append(_text(x(tick), HEIGHT - BOTTOM + 17, text, "middle"))
+        parts.append(text_at(x(tick), HEIGHT - BOTTOM + 17, text, "middle"))
     for s, share in zip(series, shares):
         steps = [f"M{x(edges[0]):.1f} {y(0):.1f}"]
         for i, value in enumerate(share):
@@ -86,14 +86,14 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
         shift = -6 if anchor == "end" else 6
         parts.append(
             f'<path class="mark" d="M{at:.1f} {TOP - 12}V{HEIGHT - BOTTOM}"/>'
-            + _text(at + shift, TOP - 4, f"threshold {threshold:.4g}", anchor, "mark-text")
+            + text_at(at + shift, TOP - 4, f"threshold {threshold:.4g}", anchor, "mark-text")
         )
     axis = "image score (logarithmic)" if log else "image score"
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, axis, "middle"))
+    parts.append(text_at((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, axis, "middle"))
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     names = ", ".join(f"{s.name} ({len(s.scores)} images)" for s in series)
     label = f"Histogram of image scores: {names}."
-    return _svg(WIDTH, HEIGHT, label, parts)
+    return svg(WIDTH, HEIGHT, label, parts)
 
 
 def roc(scores: Floats, labels: NDArray[np.bool_], threshold: float | None) -> str:
@@ -161,9 +161,9 @@ def _unit_square(
 
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(_grid_line(LEFT, bottom - tick * inner, LEFT + inner, bottom - tick * inner))
-        parts.append(_text(LEFT - 6, bottom - tick * inner + 4, f"{tick:g}", "end"))
-        parts.append(_text(LEFT + tick * inner, bottom + 17, f"{tick:g}", "middle"))
+        parts.append(grid_line(LEFT, bottom - tick * inner, LEFT + inner, bottom - tick * inner))
+        parts.append(text_at(LEFT - 6, bottom - tick * inner + 4, f"{tick:g}", "end"))
+        parts.append(text_at(LEFT + tick * inner, bottom + 17, f"{tick:g}", "middle"))
     parts.append(f'<polyline class="chance" points="{place(chance)}"/>')
     parts.append(f'<polyline class="curve" points="{place(_thinned(points))}"/>')
     if dot is not None:
@@ -173,11 +173,11 @@ def _unit_square(
             f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="5">'
             f"<title>{escape(told)}</title></circle>"
         )
-    parts.append(_text(LEFT + inner / 2, bottom + 36, x_name, "middle"))
+    parts.append(text_at(LEFT + inner / 2, bottom + 36, x_name, "middle"))
     turned = 'transform="rotate(-90)" class="tick" text-anchor="middle"'
     parts.append(f'<text x="{-(TOP + inner / 2):.0f}" y="11" {turned}>{escape(y_name)}</text>')
     label = title if dot is None else f"{title}; {told}."
-    return _svg(SQUARE, SQUARE + 22, label, parts)
+    return svg(SQUARE, SQUARE + 22, label, parts)
 
 
 def _thinned(points: Floats) -> Floats:
@@ -188,7 +188,7 @@ def _thinned(points: Floats) -> Floats:
     return points[keep]
 
 
-def _ticks(lo: float, hi: float, about: int) -> list[float]:
+def round_ticks(lo: float, hi: float, about: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) within [lo, hi]."""
     raw = (hi - lo) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -197,24 +197,28 @@ def _ticks(lo: float, hi: float, about: int) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def _log_ticks(lo: float, hi: float) -> list[float]:
+def log_ticks(lo: float, hi: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within [lo, hi]; over many powers, these alone."""
     powers = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)
     marks = (1, 2, 5) if hi / lo < 1e4 else (1,)
     return [m * 10.0**p for p in powers for m in marks if lo <= m * 10.0**p <= hi]
 
 
-def _grid_line(x0: float, y0: float, x1: float, y1: float) -> str:
+def grid_line(x0: float, y0: float, x1: float, y1: float) -> str:
+    """A line of the grid, as SVG."""
     return f'<path class="grid" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+def text_at(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+    """Text, escaped, as SVG."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">'
         f"{escape(text)}</text>"
     )
 
 
-def _svg(width: int, height: int, label: str, parts: list[str]) -> str:
+def svg(width: int, height: int, label: str, parts: list[str]) -> str:
+    """The whole chart; ``label`` says it in words."""
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'

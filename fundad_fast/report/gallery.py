@@ -15,7 +15,12 @@ ENLARGE = '<button type="button" class="enlarge">Enlarge</button>'
 
 
 def section(
-    run: Run, cards: list[str], start: int, shown: int, links: list[tuple[str, str | None]]
+    run: Run,
+    cards: list[str],
+    start: int,
+    shown: int,
+    links: list[tuple[str, str | None]],
+    has_patients: bool,
 ) -> Rendered:
     """The gallery with its controls; ``links`` are (name, target) of its pages."""
     total = len(run.ranked)
@@ -26,18 +31,18 @@ def section(
     if shown < total:
         order += f" The gallery shows the {shown:,} worst; all are in the table of the report."
     pager = _pager(links)
-    has_labels = any(label is not None for label in run.table["gt_label"])
+    has_labels = bool((run.label >= 0).any())
     return (
         "images",
         "Images",
-        f'<p class="note">{order}</p>{_controls(run, has_labels)}{pager}'
+        f'<p class="note">{order}</p>{_controls(run, has_labels, has_patients)}{pager}'
         f'<p class="note" id="none-left" hidden>No image on this page is of that kind.</p>'
         f'<ol class="gallery" start="{start + 1}">{"".join(cards)}</ol>{pager}',
     )
 
 
-def card(run: Run, rank: int, row: dict[str, Any], flag: bool | None, picture: Picture) -> str:
-    """One image: pictures, score, percentile, labels, regions."""
+def card(rank: int, row: dict[str, Any], flag: bool | None, first: bool, picture: Picture) -> str:
+    """One image: pictures, score, percentile, labels, regions; ``first``: its patient's worst."""
     name = escape(str(row["id"]))
     truth = row.get("gt_label")
     outcome = ""
@@ -68,6 +73,7 @@ def card(run: Run, rank: int, row: dict[str, Any], flag: bool | None, picture: P
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in picture.notes)
     return (
         f'<li class="card" id="image-{rank}" data-flag="{"" if flag is None else int(flag)}" '
+        f'data-first="{int(first)}" '
         f'data-outcome="{outcome}"><div class="card-head"><span class="rank">{rank}</span>'
         f'<h3 class="id">{name}</h3>{"".join(badges)}</div>{_stage(row, picture, name)}'
         f'<dl class="facts">{listed}</dl>{notes}</li>'
@@ -126,8 +132,10 @@ def _regions(row: dict[str, Any]) -> str:
     return f"<details><summary>{head}</summary><ol>{items}</ol></details>"
 
 
-def _controls(run: Run, has_labels: bool) -> str:
+def _controls(run: Run, has_labels: bool, has_patients: bool) -> str:
     kinds = [("", "all"), ("flag-1", "flagged"), ("flag-0", "not flagged")]
+    if has_patients:
+        kinds.append(("first-1", "the worst of each patient"))
     if has_labels:
         kinds += [("outcome-missed", "missed"), ("outcome-alarm", "false alarms")]
     options = "".join(f'<option value="{value}">{name}</option>' for value, name in kinds)

@@ -9,22 +9,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from functools import lru_cache
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from fundad_fast.progress import Progress, Task
-from fundad_fast.report import gallery, sections
+from fundad_fast.report import drift, gallery, likeness, sections, tables
+from fundad_fast.report.asset_files import asset
+from fundad_fast.report.patients import Patients, by_patient
 from fundad_fast.report.pictures import draw_all
-from fundad_fast.report.run_files import Run, open_run
+from fundad_fast.report.run_files import Rows, Run, open_run
 from fundad_fast.run_folder import replacing
 
 TOP = 200
 PAGE_SIZE = 200
-TABLE_ROWS = 100_000
 
 
 def write_report(
@@ -63,8 +62,9 @@ def write_report(
             "others >= 1"
         )
     run = open_run(Path(run_dir))
+    patients = by_patient(run)
     shown = run.ranked if top is None else run.ranked[:top]
-    chunks = [shown[i : i + page_size] for i in range(0, len(shown), page_size)] or [[]]
+    chunks = [shown[i : i + page_size] for i in range(0, len(shown), page_size)] or [shown]
     pages = run.folder / "report"
     fresh = run.folder / ".report.part"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -72,8 +72,9 @@ def write_report(
     try:
         with (progress or Progress()).task("report", len(shown), "images") as task:
             for i, rows in enumerate(chunks):
-                cards = list(_cards(run, rows, i * page_size, threads, max_megapixels, task))
-                page = _page(run, cards, i, len(chunks), page_size, len(shown))
+                start = i * page_size
+                cards = list(_cards(run, patients, rows, start, threads, max_megapixels, task))
+                page = _page(run, patients, cards, i, len(chunks), page_size, len(shown))
                 if i == 0:
                     first = page
                 else:
@@ -91,24 +92,43 @@ def write_report(
 
 
 def _cards(
-    run: Run, rows: list[int], start: int, threads: int, max_megapixels: float, task: Task
+    run: Run,
+    patients: Patients | None,
+    rows: Rows,
+    start: int,
+    threads: int,
+    max_megapixels: float,
+    task: Task,
 ) -> Iterator[str]:
     content = run.picture_rows(rows)
+    flags: list[bool | None] = [None if flag < 0 else bool(flag) for flag in run.flag[rows]]
+    first = [True] * len(rows) if patients is None else patients.first()[rows].tolist()
     pictures = draw_all(run, content, threads=threads, max_megapixels=max_megapixels)
-    for rank, (place, row, picture) in enumerate(zip(rows, content, pictures), start + 1):
-        yield gallery.card(run, rank, row, sections.flagged(run, place), picture)
+    for k, picture in enumerate(pictures):
+        yield gallery.card(start + k + 1, content[k], flags[k], first[k], picture)
         task.advance()
 
 
-def _page(run: Run, cards: list[str], page: int, pages: int, page_size: int, shown: int) -> bytes:
+def _page(
+    run: Run,
+    patients: Patients | None,
+    cards: list[str],
+    page: int,
+    pages: int,
+    page_size: int,
+    shown: int,
+) -> bytes:
     top = page == 0
     parts: list[sections.Rendered] = []
     if top:
-        parts += [sections.summary(run), sections.distribution(run), sections.metrics(run)]
+        parts += [sections.summary(run, patients), sections.distribution(run)]
+        parts += [sections.metrics(run), drift.section(run), likeness.section(run)]
     links = _links(page, pages)
-    parts.append(gallery.section(run, cards, page * page_size, shown, links))
+    start = page * page_size
+    parts.append(gallery.section(run, cards, start, shown, links, patients is not None))
     if top:
-        parts += [_rows_section(run), sections.failures(run), sections.settings(run)]
+        parts += [tables.patients_section(run, patients), tables.rows_section(run, patients)]
+        parts += [sections.failures(run), sections.settings(run)]
     parts = [part for part in parts if part[2]]
     menu = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name, _ in parts)
     if not top:
@@ -118,15 +138,18 @@ def _page(run: Run, cards: list[str], page: int, pages: int, page_size: int, sho
         f"</h2>{html}</section>"
         for anchor, name, html in parts
     )
-    data = _table_data(run, shown, page_size, pages) if top else {}
-    script, style = _asset("page.js"), _asset("page.css")
+    targets = [""] + [f"report/{_page_name(i)}" for i in range(1, pages)]
+    gallery_of = {"shown": shown, "pages": targets, "page_size": page_size}
+    data = {**tables.data(run, patients), **gallery_of} if top else {}
+    script, style = asset("page.js") + asset("tables.js"), asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     name = escape(run.folder.resolve().name)
-    text = Template(_asset("page.html")).substitute(
+    text = Template(asset("page.html")).substitute(
         title=f"{name} · fundad report" + ("" if top else f" · page {page + 1}"),
         script_hash=f"sha256-{digest}",
         style=style,
         heading=sections.heading(run),
+        alarm=likeness.warning(run) if top else "",
         menu=menu,
         body=body,
         data=_json(data),
@@ -134,46 +157,6 @@ def _page(run: Run, cards: list[str], page: int, pages: int, page_size: int, sho
     )
     # Ids may hold halves of surrogate pairs (file names that are not UTF-8).
     return text.encode("utf-8", "replace")
-
-
-def _rows_section(run: Run) -> sections.Rendered:
-    if not len(run):
-        return "rows", "All images", '<p class="note">This run has no images.</p>'
-    cut = ""
-    if len(run) > TABLE_ROWS:
-        cut = (
-            f'<p class="note">The {TABLE_ROWS:,} worst of {len(run):,} images; the rest is in '
-            "<code>scores/</code> in the run folder.</p>"
-        )
-    return "rows", f"All images ({len(run):,})", cut + _asset("rows.html")
-
-
-def _table_data(run: Run, shown: int, page_size: int, pages: int) -> dict[str, Any]:
-    """The rows of the table as columns, worst first and failures last."""
-    order = (run.ranked + run.failed)[:TABLE_ROWS]
-    statuses = sorted({str(status) for status in run.column("status", order)})
-    classes = sorted({str(name) for name in run.column("class", order) if name is not None})
-    place = {name: i for i, name in enumerate(classes)}
-    flags = [sections.flagged(run, row) for row in order]
-    return {
-        "id": [str(id_) for id_ in run.column("id", order)],
-        "score": [_rounded(score) for score in run.column("score", order)],
-        "pct": [_rounded(share) for share in run.column("score_pct", order)],
-        "flag": [-1 if flag is None else int(flag) for flag in flags],
-        "label": [-1 if label is None else label for label in run.column("gt_label", order)],
-        "class": [-1 if c is None else place[str(c)] for c in run.column("class", order)],
-        "status": [statuses.index(str(status)) for status in run.column("status", order)],
-        "statuses": statuses,
-        "classes": classes,
-        "ranked": len(run.ranked),
-        "shown": shown,
-        "pages": [""] + [f"report/{_page_name(i)}" for i in range(1, pages)],
-        "page_size": page_size,
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or value != value else float(f"{value:.6g}")
 
 
 def _json(content: dict[str, Any]) -> str:
@@ -197,8 +180,3 @@ def _links(page: int, pages: int) -> list[tuple[str, str | None]]:
     if pages == 1:
         return []
     return [(str(i + 1), None if i == page else target(i)) for i in range(pages)]
-
-
-@lru_cache(maxsize=8)
-def _asset(name: str) -> str:
-    return (resources.files("fundad_fast.report") / "assets" / name).read_text(encoding="utf-8")

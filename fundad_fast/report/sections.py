@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fundad_fast.report import charts
+from fundad_fast.report.patients import Patients
 from fundad_fast.report.run_files import Run
 
 FAILURES_SHOWN = 200
@@ -39,16 +39,6 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}"
 
 
-def flagged(run: Run, row: int) -> bool | None:
-    """Whether a row's score is above the image threshold; ``None`` without a threshold."""
-    label = run.table["pred_label"][row]
-    if label is not None:
-        return bool(label)
-    threshold = run.threshold("image")
-    score = run.table["score"][row]
-    return None if threshold is None or score is None else bool(score > threshold)
-
-
 def heading(run: Run) -> str:
     """What this page is: model, data, date."""
     model = run.about["model"]
@@ -70,13 +60,17 @@ def heading(run: Run) -> str:
     return f'<h1>{kind} <span class="soft">by {name}{preset}</span></h1><dl class="run">{rows}</dl>'
 
 
-def summary(run: Run) -> Rendered:
+def summary(run: Run, patients: Patients | None) -> Rendered:
     """Counts by status, what flagged means, and the two figures one looks for first."""
-    flags = [flagged(run, row) for row in run.ranked]
+    flags = run.flag[run.ranked]
     tiles = [("images", f"{len(run):,}", ""), ("scored", f"{len(run.ranked):,}", "")]
-    if any(flag is not None for flag in flags):
-        count = sum(flag is True for flag in flags)
-        tiles.append(("flagged", f"{count:,}", f"{_percent(count / len(flags))} of those scored"))
+    if (flags >= 0).any():
+        count = int(np.count_nonzero(flags > 0))
+        tiles.append(("flagged", f"{count:,}", f"{percent(count / len(flags))} of those scored"))
+    if patients is not None:
+        several = int(np.count_nonzero(patients.flagged))
+        note = f"{several:,} with a flagged image" if (flags >= 0).any() else ""
+        tiles.append(("patients", f"{len(patients):,}", note))
     tiles.append(("not scored", f"{len(run.failed):,}", ""))
     stored = (run.metrics or {}).get("metrics") or {}
     auroc, alarms = stored.get("image_AUROC") or {}, stored.get("image_FPR_threshold") or {}
@@ -85,8 +79,8 @@ def summary(run: Run) -> Rendered:
         tiles.append(("image AUROC", f"{auroc['value']:.3f}", note))
     if alarms.get("value") is not None:
         aim = (run.about["model"]["thresholds"].get("image") or {}).get("target_fpr")
-        note = "" if aim is None else f"the threshold aims at {_percent(aim)}"
-        tiles.append(("of the healthy flagged", _percent(alarms["value"]), note))
+        note = "" if aim is None else f"the threshold aims at {percent(aim)}"
+        tiles.append(("of the healthy flagged", percent(alarms["value"]), note))
     body = "".join(
         f'<div class="tile"><b>{value}</b><span>{name}</span><small>{note}</small></div>'
         for name, value, note in tiles
@@ -94,13 +88,16 @@ def summary(run: Run) -> Rendered:
     parts = [f'<div class="tiles">{body}</div>']
     sentences = [_threshold_sentence(run, kind) for kind in ("image", "pixel")]
     parts.append("".join(f"<p>{sentence}</p>" for sentence in sentences if sentence))
-    counts = Counter(run.table["status"])
+    statuses = run.rows.names["status"] or ()
+    seen = run.rows.codes["status"]
+    numbers = np.bincount(seen[seen >= 0], minlength=len(statuses))
+    counts = {status: int(n) for status, n in zip(statuses, numbers)}
     if set(counts) - {"ok"}:
         rows = [
-            (escape(str(status)), f"{n:,}", STATUS_MEANING.get(status, ""))
+            (escape(status), f"{n:,}", percent(n / len(run)), STATUS_MEANING.get(status, ""))
             for status, n in sorted(counts.items(), key=lambda kv: (kv[0] != "ok", -kv[1], kv[0]))
         ]
-        parts.append(table(("status", "images", "meaning"), rows, numeric=(1,)))
+        parts.append(table(("status", "images", "share", "meaning"), rows, numeric=(1, 2)))
     notes = run.about.get("notes") or []
     notes = [notes] if isinstance(notes, str) else notes
     parts.append("".join(f'<p class="note">{escape(str(note))}</p>' for note in notes))
@@ -109,10 +106,9 @@ def summary(run: Run) -> Rendered:
 
 def distribution(run: Run) -> Rendered:
     """Score histogram against held-out healthy images, and the curves where labels are known."""
-    scores = np.asarray(run.column("score", run.ranked), np.float64)
-    truth = run.column("gt_label", run.ranked)
-    known = np.array([label is not None for label in truth], bool)
-    label = np.array([label == 1 for label in truth], bool)
+    scores = run.score[run.ranked].astype(np.float64)
+    truth = run.label[run.ranked]
+    known, label = truth >= 0, truth == 1
     groups = [charts.Series("held-out healthy", "s-normal", run.normal)]
     if known.any():
         groups.append(charts.Series("healthy in this run", "s-healthy", scores[known & ~label]))
@@ -183,10 +179,10 @@ def metrics(run: Run) -> Rendered:
 
 def failures(run: Run) -> Rendered:
     """The rows without a score, each with its reason."""
-    if not run.failed:
+    if not len(run.failed):
         return "failures", "Failures", ""
     shown = run.failed[:FAILURES_SHOWN]
-    columns = (run.column(name, shown) for name in ("id", "status", "error"))
+    columns = run.rows.text(("id", "status", "error"), shown).values()
     rows = [
         (f'<span class="id">{escape(str(id_))}</span>', escape(str(status)), escape(str(error)))
         for id_, status, error in zip(*columns)
@@ -248,8 +244,14 @@ def table(
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share for reading, with three digits."""
     return f"{100 * share:.3g}\u00a0%"
+
+
+def sentence(text: str) -> str:
+    """Plain words as HTML; a per cent sign stays with its number."""
+    return escape(text).replace(" %", "\u00a0%")
 
 
 def _fitted_on(model: Mapping[str, Any]) -> str | None:
@@ -267,7 +269,7 @@ def _threshold_sentence(run: Run, kind: str) -> str:
         "pixel": "White outlines enclose pixels whose score is above",
     }[kind]
     aim = stored.get("target_fpr")
-    tail = "" if aim is None else f", which aims at {_percent(aim)} false positives"
+    tail = "" if aim is None else f", which aims at {percent(aim)} false positives"
     rule = f"<small>Rule: {escape(str(stored['rule']))}.</small>" if stored.get("rule") else ""
     return f"{what} <b>{number(stored['value'])}</b>{tail}. {rule}"
 
