@@ -9,10 +9,9 @@ together; the time of the file becomes a keyed hash too, by which a change is st
 errors; of an unforeseen one only its kind stays.
 
 Kept: healthy or abnormal, side of the eye, number of the frame, size and brightness of the image,
-size of the file, scores, regions, maps. Whoever has the key and the archive can tell which row is of
-which file: the key lies
-beside the run folder, not in it. Overlays and the report's pictures are not drawn: names may be
-burned into a photograph, which is not looked at.
+size of the file, scores, regions, maps. Whoever has the key and the archive can tell which row is
+of which file: the key lies beside the run folder, not in it. Overlays and the report's pictures are
+not drawn: names may be burned into a photograph, which is not looked at.
 """
 
 from __future__ import annotations
