@@ -67,11 +67,32 @@ def test_a_small_effect_is_none_however_clear_and_a_small_period_says_nothing():
     assert 0.6 < first.above_others < 0.64
     assert (first.unlike, second.unlike) == (None, None)
     first, second = drift(scores + (code == 0), code, "ab")
-    assert (first.unlike, second.unlike) == ("higher", "lower")
+    assert (first.unlike, second.unlike) == ("higher", None)  # of two, one is set apart
     scores, code = np.r_[np.full(19, 9.0), rng.normal(size=100)], np.repeat([0, 1], [19, 100])
     assert drift(scores, code, "ab")[0].unlike is None
     scores, code = np.r_[9.0, scores], np.r_[0, code]
     assert drift(scores, code, "ab")[0].unlike == "higher"
+
+
+def test_high_periods_do_not_make_the_others_low():
+    rng = np.random.default_rng(0)
+    code = np.repeat(np.arange(10), 200)
+    scores = rng.normal(size=2000) + 3.0 * (code < 4)
+    found = drift(scores, code, [str(g) for g in range(10)])
+    assert [period.unlike for period in found] == ["higher"] * 4 + [None] * 6
+    for g, period in enumerate(found):
+        rest = scores[(code >= 4) & (code != g)]
+        u = mannwhitneyu(scores[code == g], rest).statistic
+        assert period.above_others == pytest.approx(u / 200 / len(rest))
+
+
+def test_many_distinct_scores_share_bins(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores, code = rng.normal(size=3000), np.arange(3000) % 2
+    exact = drift(scores, code, "ab")[0].above_others
+    monkeypatch.setattr("fundad_fast.evaluation.drift.BINS", 256)
+    assert drift(scores, code, "ab")[0].above_others == pytest.approx(exact, abs=2e-3)
+    assert drift(scores, code, "ab")[0].above_others != exact
 
 
 def test_many_like_periods_are_not_called_unlike():

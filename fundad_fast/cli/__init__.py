@@ -17,6 +17,7 @@ import typer
 
 from ..progress import progress
 from .export import export
+from .likeness import print_warnings
 from .options import (
     BatchSize,
     Compile,
@@ -62,7 +63,6 @@ from .steps import (
     print_plan,
     print_score_plan,
     print_settings,
-    print_warnings,
     replace_model,
     restore_model,
     score_into,

@@ -386,17 +386,6 @@ def print_profile(run: Path) -> None:
     )
 
 
-def print_warnings(run: Path) -> None:
-    """Say in what an archive looks unlike the images that the model was fitted on."""
-    from ..report import archive_warnings
-
-    found = archive_warnings(run)
-    if found:
-        print("warning: this archive looks unlike the images that the model was fitted on:")
-    for sentence in found:
-        print(f"  {sentence}")
-
-
 def print_counts(counts: dict[str, int], output: Path, seconds: float | None = None) -> int:
     """Say how many rows there are; returns how many failed."""
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))

@@ -268,7 +268,8 @@ def _rules() -> str:
         f"{MIN_IMAGES} images, the image from there has the higher score in more than "
         f"{100 * EFFECT:.0f} % or less than {100 - 100 * EFFECT:.0f} % of random pairs with the "
         f"others, and the rank test of Mann and Whitney rejects at {100 * LEVEL:g} % divided by "
-        "the number of comparisons (images of a patient count as one piece of evidence). Unlike "
+        "the number of comparisons (images of a patient count as one piece of evidence); the "
+        "others are those that are not unlike themselves. Unlike "
         "held-out healthy images: as for the whole archive, below. Patients, cameras and image "
         "quality may all be the reason: look at the images."
     )

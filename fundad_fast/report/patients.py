@@ -130,7 +130,8 @@ def notes(run: Run, patients: Patients) -> list[str]:
         )
     unknown = int(np.count_nonzero(patients.of_row < 0))
     if unknown:
-        found.append(f"Of {unknown:,} images the patient is not known; they are not in the table.")
+        images = "image" if unknown == 1 else "images"
+        found.append(f"Of {unknown:,} {images} the patient is not known: left out of the table.")
     if len(patients) > TABLE_ROWS:
         found.append(f"The table shows the {TABLE_ROWS:,} worst of {len(patients):,} patients.")
     return found
