@@ -29,6 +29,7 @@ import pytest
 from fundad_fast.report import write_report
 
 make_run = runpy.run_path(str(Path(__file__).with_name("test_report_html.py")))["make_run"]
+archive = runpy.run_path(str(Path(__file__).with_name("test_report_reviewers.py")))["archive"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 120.0  # seconds for one answer: a loaded machine starts Chromium slowly
@@ -389,6 +390,84 @@ def test_names_from_outside_are_shown_and_not_run(browser: Browser, folder: Path
     name = browser.js("document.querySelector('#image-130 h3').textContent")
     assert name.startswith("</script><script>alert(1)</script>")
     assert not [e for e in browser.events if e["method"] == "Page.javascriptDialogOpening"]
+    assert browser.problems() == []
+
+
+@pytest.fixture(scope="module")
+def screening(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 images of 1,000 patients over 24 months, of which three score higher."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for i in range(3000):
+        month = i % 24
+        score = float(rng.gamma(20, 1) + (12 if month in (8, 9, 10) else 0))
+        rows.append({
+            "patient_id": f"P{i // 3:04d}", "laterality": "LR"[i % 2], "score": score,
+            "id": f"clinic {i % 7}/{i:04d}.jpg", "acquired": f"{2023 + month // 12}-"
+            f"{month % 12 + 1:02d}-03",
+        })  # fmt: skip
+    rows[1500] |= {"score": None}
+    return write_report(archive(tmp_path_factory.mktemp("screening") / "run", rows), top=3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("dark", [False, True])
+def test_drift_and_likeness_fit_the_window(
+    browser: Browser, screening: Path, width: int, height: int, dark: bool
+) -> None:
+    browser.open(screening, width, height, dark=dark)
+    browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    for part in ("drift", "likeness", "patients"):
+        browser.js(f"document.getElementById('{part}').scrollIntoView({{behavior: 'instant'}})")
+        assert busy(browser.screenshot())
+    assert browser.js("document.documentElement.scrollWidth <= innerWidth")
+    marked = "[...document.querySelectorAll('.period.unlike')].length"
+    assert browser.js(marked) == 3
+    colour = "getComputedStyle(document.querySelector('.period{} .box')).fill"
+    assert browser.js(colour.format(".unlike")) != browser.js(colour.format(":not(.unlike)"))
+    # No name at the axis lies over the next one, and none is cut off.
+    assert browser.js(
+        "[...document.querySelectorAll('.long .chart')].every(svg => {"
+        "const [all, w] = [svg.getBoundingClientRect(), e => e.getBoundingClientRect()];"
+        "const names = [...svg.querySelectorAll('text.tick[text-anchor=middle]')].map(w);"
+        "return [...svg.querySelectorAll('text')].map(w).every(b => b.left >= all.left - 1 &&"
+        "b.right <= all.right + 1 && b.bottom <= all.bottom + 1) &&"
+        "names.every((b, i) => i === 0 || b.left > names[i - 1].right); })"
+    )
+    assert browser.problems() == []
+
+
+def test_patients_are_found_and_lead_to_their_images(browser: Browser, screening: Path) -> None:
+    browser.open(screening, 1280, 900)
+    column = (
+        "[...document.querySelectorAll('#{}-body tr')].map(row => row.children[{}].textContent)"
+    )
+    count = "document.getElementById('{}-count').textContent"
+    scores = [float(s) for s in browser.js(column.format("patients", 2))]
+    assert scores == sorted(scores, reverse=True)
+    assert browser.js("document.getElementById('patients-page').textContent") == "page 1 of 20"
+    browser.click("#patients-table [data-sort=name]")
+    assert browser.js(column.format("patients", 1))[:2] == ["P0000", "P0001"]
+    browser.js(
+        "(() => { const s = document.getElementById('patients-pick');"
+        "s.value = [...s.options].find(o => o.text === 'some images not scored').value;"
+        "s.dispatchEvent(new Event('change')); })()"
+    )
+    assert browser.js(column.format("patients", 1)) == ["P0500"]
+    assert browser.js(column.format("patients", 8)) == ["1"]
+    month = "document.querySelector('#rows-divisions select')"
+    browser.js(f"{month}.value = 0; {month}.dispatchEvent(new Event('change'))")
+    assert browser.js(count.format("rows")) == "125 of 3,000"
+    browser.click("#patients-body a")
+    assert browser.js(count.format("rows")) == "3 of 3,000"  # whatever month was chosen
+    assert set(browser.js(column.format("rows", 2))) == {"P0500"}
+    assert browser.js(column.format("rows", 8))[-1] == "no_fov"
+    assert browser.js("document.getElementById('rows-only').textContent") == "Patient P0500 ✕"
+    browser.click("#rows-only")
+    assert browser.js(count.format("rows")) == "3,000 of 3,000"
+    browser.click("#rows-find")
+    browser.call("Input.insertText", text="p0123")
+    browser.wait(f"{count.format('rows')} === '3 of 3,000'")
     assert browser.problems() == []
 
 

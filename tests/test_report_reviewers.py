@@ -9,11 +9,16 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cohorts import photograph
+from typer.testing import CliRunner
 
+from fundad_fast.cli import app
+from fundad_fast.cli.likeness import print_warnings
 from fundad_fast.report import archive_warnings, tables, write_report
 from fundad_fast.report import columns as report_columns
 from fundad_fast.report.drift import divisions
@@ -313,3 +318,27 @@ def test_what_is_held_of_a_row_is_small(tmp_path: Path) -> None:
     arrays = [*held.numbers.values(), *held.small.values(), *held.codes.values()]
     assert sum(a.nbytes for a in [*arrays, held.patient, held.month]) <= 64 * 400
     assert write_report(tmp_path / "run", top=0).stat().st_size < 1e6
+
+
+def test_the_terminal_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_warnings(archive(tmp_path / "like" / "run", [{"score": s} for s in scores(60)]))
+    assert capsys.readouterr().out == ""
+    print_warnings(archive(tmp_path / "run", [{"score": s + 15} for s in scores(60)]))
+    first, *sentences = capsys.readouterr().out.splitlines()
+    assert first.startswith("warning: this archive looks unlike the images that the model was")
+    assert [line.strip() for line in sentences] == archive_warnings(tmp_path / "run")
+
+
+def test_scoring_ends_with_the_warning(tmp_path: Path, fitted: Any) -> None:
+    """The command itself, on photographs of half the size of those that the model has seen."""
+    (tmp_path / "in").mkdir()
+    for i in range(24):
+        cv2.imwrite(str(tmp_path / "in" / f"{i}.png"), photograph(i, 48)[..., ::-1])
+    fitted.save(tmp_path / "model")
+    paths = [tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "run"]
+    result = CliRunner().invoke(app, ["score", *map(str, paths), "--overlays", "none"])
+    assert result.exit_code == 0, result.output
+    assert "warning: this archive looks unlike the images" in result.output
+    assert "100 % of the images have another shorter side than the training" in result.output
+    assert "(median 48 pixels, training images 96)" in result.output
+    assert "Scores were not judged: 24 images and 12 held-out" in report(tmp_path / "run").text
