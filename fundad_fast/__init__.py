@@ -7,10 +7,10 @@ import torch  # noqa: F401  Before the native module: torch's libgomp must be th
 
 if TYPE_CHECKING:
     from . import ops
-    from .detector import PatchCore, ReSAD, load
+    from .detector import ManyTasks, PatchCore, ReSAD, load
 
 __version__ = "0.1.0"
-__all__ = ["PatchCore", "ReSAD", "__version__", "load", "ops"]
+__all__ = ["ManyTasks", "PatchCore", "ReSAD", "__version__", "load", "ops"]
 
 
 def __getattr__(name: str) -> Any:

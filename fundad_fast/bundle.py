@@ -38,6 +38,7 @@ class Bundle:
         trained_on: number of images, hash of their contents, failures; ``census``, what they look
             like, which bundles of earlier versions lack.
         normal: scores of held-out healthy images.
+        files: further files for people to read, by name, such as curves of the training.
         id: SHA-256 of the bundle's content, shortened to 16 hex digits; set by save and load.
     """
 
@@ -48,6 +49,7 @@ class Bundle:
     colour_scale: dict[str, Any] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict)
     normal: HeldOut | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
     id: str = ""
 
 
@@ -81,6 +83,9 @@ def save_bundle(bundle: Bundle, path: Path) -> Path:
     save_file({k: v.contiguous() for k, v in state.bank.items()}, part / FILES[1])
     _write_normal(bundle.normal, part / FILES[2])
     (part / FILES[3]).write_text(model_card(bundle, state), encoding="utf-8")
+    for name, data in bundle.files.items():
+        (part / name).write_bytes(data)
+    names = (*FILES, *bundle.files)
     content = {
         "schema": SCHEMA,
         "method": bundle.method.name,
@@ -93,12 +98,12 @@ def save_bundle(bundle: Bundle, path: Path) -> Path:
         "facts": state.facts,
         "environment": environment(),
         "intended_use": "research; no clinical claim",
-        "files": {name: _sha256(part / name) for name in FILES},
+        "files": {name: _sha256(part / name) for name in names},
     }
     bundle.id = _content_id(content)
     text = json.dumps({"id": bundle.id, **content}, indent=1, sort_keys=True, allow_nan=False)
     (part / "bundle.json").write_text(text + "\n", encoding="utf-8")
-    for name in (*FILES, "bundle.json"):
+    for name in (*names, "bundle.json"):
         (part / name).chmod(0o644)  # safetensors writes for the owner alone
         with open(part / name, "rb") as file:
             os.fsync(file.fileno())
@@ -134,6 +139,9 @@ def load_bundle(path: Path) -> Bundle:
             colour_scale=content["colour_scale"],
             trained_on=content["trained_on"],
             normal=_read_normal(path / FILES[2]),
+            files={
+                name: (path / name).read_bytes() for name in content["files"] if name not in FILES
+            },
             id=content["id"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # made by another program
@@ -162,7 +170,8 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file} was changed after it was saved; copy the model again")
     if content.get("method") not in METHODS:
         raise BundleError(f"{file} is of the method {content.get('method')!r}, unknown here")
-    if set(content.get("files", {})) != set(FILES):
+    names = set(content.get("files", {}))
+    if not names >= set(FILES) or any(Path(name).name != name for name in names):
         raise BundleError(f"{file} does not name the files of a model; copy the model again")
     return content
 
@@ -203,8 +212,7 @@ def model_card(bundle: Bundle, state: State) -> str:
         "",
         *(f"* {key}: {value}" for key, value in sorted(state.facts.items())),
         "",
-        "Scores are distances in feature space: raw, not clamped, and comparable only between "
-        "images scored by this same model.",
+        f"{bundle.method.meaning}; comparable only between images scored by this same model.",
         "",
     ]
     return "\n".join(lines)

@@ -60,9 +60,9 @@ class ImageScores(Scores):
 class Detector:
     """Learns from healthy images and scores others; higher is more abnormal.
 
-    Use a subclass: :class:`ReSAD`, :class:`PatchCore`. Names follow PyOD: ``decision_function``,
-    ``predict`` (1 = abnormal) and ``threshold_``. There is no ``score_samples``, because
-    scikit-learn's means the opposite.
+    Use a subclass: :class:`ReSAD`, :class:`PatchCore`, :class:`ManyTasks`.
+    Names follow PyOD: ``decision_function``, ``predict`` (1 = abnormal) and ``threshold_``. There
+    is no ``score_samples``, because scikit-learn's means the opposite.
 
     Args:
         preset: ``default``, ``paper`` or ``quick``; see the method.
@@ -116,7 +116,12 @@ class Detector:
     # -- learning --------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Sequence[int] | None = None, *, scratch: str | Path | None = None
+        self,
+        X: Any,
+        y: Sequence[int] | None = None,
+        *,
+        external: Any = None,
+        scratch: str | Path | None = None,
     ) -> Self:
         """Learn from healthy images, and set thresholds on held-out ones.
 
@@ -126,6 +131,8 @@ class Detector:
                 data only the healthy images of the training split are used; healthy images of a
                 split ``val`` set the thresholds in place of folds.
             y: labels of arrays, 0 healthy; the others are left out.
+            external: images of another kind, given like X, for methods that take from such
+                (ManyTasks); their channels and bit depths are converted.
             scratch: a folder for work in progress: after a kill, the same call goes on.
 
         Returns:
@@ -153,9 +160,16 @@ class Detector:
             work = Path(scratch) / sha256[:16]
             done = method.done(work)
         rest = train if not done else tuple(i for i in items_of(train) if i.id not in done)
-        stream = self._stream(rest, spec, "features", len(ids), len(done))
+        stream = self._stream(rest, spec, method.reading, len(ids), len(done))
         stream.failures = self.failures_
-        method.fit(stream, folds=folds, scratch=work, progress=self._shows)
+        other = None
+        if external is not None and not method.takes_external:
+            raise methods.ConfigError(f"{method.name} learns from healthy images alone")
+        if external is not None:
+            other, of_other = self._external(external, spec)
+            if work is not None:
+                work = work / (of_other or "in-memory")[:16]
+        method.fit(stream, external=other, folds=folds, scratch=work, progress=self._shows)
         held_out = method.held_out_
         if val:
             held_out = self._score_held_out(method, val, spec)
@@ -170,12 +184,20 @@ class Detector:
                 "images": len(ids) - len(self.failures_),
                 "failed": len(self.failures_),
                 "data_sha256": sha256,
-                "held_out": "split val" if val else f"{len(set((folds or {}).values()))} folds",
+                "held_out": _how_held_out(held_out, folds, bool(val)),
                 "census": take_census(self._loader(train, spec)),
             },
             normal=held_out,
+            files=method.files(),
         )
         return self
+
+    def _external(self, X: Any, spec: InputSpec) -> tuple[_Shown, str | None]:
+        source = as_source(X, volumes=self.volumes)[0]
+        loose = spec.model_copy(
+            update={"mixed_inputs": "convert", "fov": "none", "fov_crop": False}
+        )
+        return self._stream(source, loose, "external", len(items_of(source)), 0), data_hash(source)
 
     def plan(self, X: Any, y: Sequence[int] | None = None) -> Plan:
         """Memory, disk and time that ``fit`` on the same data would take."""
@@ -349,23 +371,31 @@ class Detector:
         return self.bundle_
 
 
-class ReSAD(Detector):
-    __doc__ = (Detector.__doc__ or "").replace(
-        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`.",
-        "The method is ReSAD, see :class:`fundad_fast.methods.ReSAD`.",
+def _doc_of(method: str) -> str:
+    return (Detector.__doc__ or "").replace(
+        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`, :class:`ManyTasks`.",
+        f"The method is {method}, see :class:`fundad_fast.methods.{method}`.",
     )
+
+
+class ReSAD(Detector):
+    __doc__ = _doc_of("ReSAD")
     method = methods.ReSAD
 
 
 class PatchCore(Detector):
-    __doc__ = (Detector.__doc__ or "").replace(
-        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`.",
-        "The method is PatchCore, see :class:`fundad_fast.methods.PatchCore`.",
-    )
+    __doc__ = _doc_of("PatchCore")
     method = methods.PatchCore
 
 
-DETECTORS: Mapping[str, type[Detector]] = {cls.method.name: cls for cls in (ReSAD, PatchCore)}
+class ManyTasks(Detector):
+    __doc__ = _doc_of("ManyTasks")
+    method = methods.ManyTasks
+
+
+DETECTORS: Mapping[str, type[Detector]] = {
+    cls.method.name: cls for cls in (ReSAD, PatchCore, ManyTasks)
+}
 
 
 def load(
@@ -444,7 +474,8 @@ def _device(name: str | torch.device | None) -> torch.device:
 def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> dict[str, Any]:
     if held_out is None or len(held_out.score) < 2:
         return {"image": None, "pixel": None}
-    folds = None if from_val else len(set(held_out.fold.tolist()))
+    in_turn = not (from_val or held_out.rule)
+    folds = len(set(held_out.fold.tolist())) if in_turn else None
     found: dict[str, Any] = {
         "image": image_threshold(held_out.score, target_fpr=target_fpr, folds=folds),
         "pixel": None,
@@ -452,6 +483,14 @@ def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> 
     if held_out.pixels is not None:
         found["pixel"] = pixel_threshold(held_out.pixels, folds=folds)
     return found
+
+
+def _how_held_out(held_out: HeldOut | None, folds: Mapping[str, int] | None, from_val: bool) -> str:
+    if from_val:
+        return "split val"
+    if held_out is not None and held_out.rule:
+        return held_out.rule
+    return f"{len(set((folds or {}).values()))} folds"
 
 
 def _colour_scale(held_out: HeldOut | None, thresholds: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "archive": {"archive", "methods", "bundle", "data", "evaluation", "run_folder"},
     "demo": {"synthetic", "data"},
     "cli": {"cli", "detector", "archive", "evaluation", "report", "export", "demo"}
-    | {"methods", "bundle", "data", "backbones", "ops", "run_folder", "synthetic"},
+    | {"methods", "training", "bundle", "data", "backbones", "ops", "run_folder", "synthetic"},
 }
 
 

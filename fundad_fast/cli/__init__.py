@@ -17,6 +17,16 @@ import typer
 
 from ..progress import progress
 from .export import export
+from .fitting import (
+    demo_detector,
+    first_of_launched,
+    make_detector,
+    print_fitted,
+    print_plan,
+    print_settings,
+    replace_model,
+    restore_model,
+)
 from .likeness import print_warnings
 from .options import (
     BatchSize,
@@ -24,10 +34,12 @@ from .options import (
     Config,
     Deidentify,
     Device,
+    External,
     GpuDecode,
     KeyFile,
     Limit,
     Megapixels,
+    MethodName,
     Model,
     Overlays,
     Overwrite,
@@ -53,18 +65,11 @@ from .steps import (
     apart,
     compare_two,
     compare_with_truth,
-    demo_detector,
     discover,
     fresh,
     listed,
-    make_detector,
     print_counts,
-    print_fitted,
-    print_plan,
     print_score_plan,
-    print_settings,
-    replace_model,
-    restore_model,
     score_into,
     takes_volumes,
     test_images,
@@ -88,12 +93,13 @@ app = typer.Typer(
 def fit(
     data: Annotated[list[str], typer.Argument(help="Healthy images: folder, manifest, glob.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
-    method: Annotated[str | None, typer.Option("--method", "-m", help="resad, patchcore")] = None,
+    method: MethodName = None,
     preset: Preset = None,
     settings: Settings = None,
     config: Config = None,
     weights: Weights = None,
     seed: Seed = None,
+    external: External = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts held out for the thresholds.")] = 5,
     target_fpr: TargetFpr = 0.05,
     threads: Threads = None,
@@ -105,9 +111,14 @@ def fit(
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Print what it would need, and stop.")] = False,
 ) -> None:
-    """Learn from healthy images and write a model. A killed fit goes on when called again."""
+    """Learn from healthy images and write a model. A killed fit goes on when called again.
+
+    Methods that train use several GPUs under ``accelerate launch``.
+    """
     with told():
-        restore_model(output)
+        leads = first_of_launched()
+        if leads:
+            restore_model(output)
         if output.exists() and not dry_run:
             if not overwrite:
                 raise UsageError(f"{output} exists; give another -o, or --overwrite")
@@ -126,18 +137,22 @@ def fit(
             batch_size=batch_size,
             device=device,
             max_megapixels=max_megapixels,
-            progress=progress(show),
+            progress=progress(show if leads else Show.none),
         )
         dataset = discover(data, detector.volumes)
-        apart(output, data, dataset.items)
+        apart(output, [*data, *(external or [])], dataset.items)
+        scratch = output.with_name(f".{output.name}.work")
+        other = external[0] if external and len(external) == 1 else external
+        if not leads:
+            detector.fit(dataset, external=other, scratch=scratch)
+            return
         print(dataset.describe())
         if dry_run:
             print_plan(detector, dataset)
             return
-        scratch = output.with_name(f".{output.name}.work")
         began = time.monotonic()
         with alone(scratch):
-            detector.fit(dataset, scratch=scratch)
+            detector.fit(dataset, external=other, scratch=scratch)
             replace_model(detector, output)
         print_fitted(detector, output, time.monotonic() - began)
         if strict and detector.failures_:

@@ -33,6 +33,13 @@ class CompileMode(StrEnum):
     max_autotune = "max-autotune"
 
 
+MethodName = Annotated[
+    str | None, typer.Option("--method", "-m", help="resad, patchcore, manytasks")
+]
+External = Annotated[
+    list[str] | None,
+    typer.Option(help="Images of another kind, for manytasks' task inter; may be repeated."),
+]
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processor threads; default: all.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands are made of: discover, fit, run, compare, print."""
+"""What commands are made of: discover, run, compare, print."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..progress import Progress
-from .options import UsageError, parse_settings, read_config
+from .options import UsageError
 
 if TYPE_CHECKING:
     from ..archive.sharding import Shard
     from ..data import Dataset, Inventory, Item
-    from ..detector import Detector
 
 
 SUMMARY = (
@@ -53,8 +52,17 @@ def told(resumes: bool = True) -> Iterator[None]:
     from ..data import DataError
     from ..methods import ConfigError
     from ..run_folder import RunError
+    from ..training import CheckpointError, TrainingError
 
-    known = (UsageError, DataError, ConfigError, BackboneError, BundleError, RunError)
+    known: tuple[type[Exception], ...] = (
+        UsageError,
+        DataError,
+        ConfigError,
+        BackboneError,
+        BundleError,
+        RunError,
+    )
+    known += (CheckpointError, TrainingError)
     try:
         _check_environment()
         yield
@@ -209,99 +217,6 @@ def alone(scratch: Path, what: str = "fitting into", *, keep: bool = True) -> It
                 shutil.rmtree(scratch)
     finally:
         os.close(handle)
-
-
-def make_detector(
-    method: str | None,
-    preset: str | None,
-    settings: list[str] | None,
-    config: Path | None,
-    weights: str | None,
-    seed: int | None,
-    **options: Any,
-) -> Detector:
-    from ..detector import DETECTORS
-
-    said = read_config(config) if config else {}
-    name = method or said.get("method", "resad")
-    if name not in DETECTORS:
-        raise UsageError(f"no method {name!r}; there are {', '.join(DETECTORS)}")
-    values = {**(said.get("settings") or {}), **parse_settings(settings or [])}
-    if seed is not None:
-        values["seed"] = seed
-    reserved = {"method", "preset", "weights", *options} & set(values)
-    if reserved:
-        raise UsageError(f"{', '.join(sorted(reserved))} is an option of its own, not for --set")
-    return DETECTORS[name](
-        preset or said.get("preset", "default"),
-        weights=weights or said.get("weights"),
-        **options,
-        **values,
-    )
-
-
-def print_plan(detector: Detector, dataset: Dataset) -> None:
-    plan = detector.plan(dataset)
-    for line in plan.lines:
-        print(line)
-    print(f"memory  about {_size(plan.memory)}")
-    print(f"disk    about {_size(plan.disk)} while fitting, {_size(plan.bundle)} for the model")
-    print(f"time    about {plan.seconds:.0f} s on this machine (a rough estimate)")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
-
-
-def replace_model(detector: Detector, output: Path) -> None:
-    """Save the model; an old one gives way only when the new one is complete."""
-    new, old = (output.with_name(f".{output.name}.{what}") for what in ("new", "old"))
-    restore_model(output)
-    if not output.exists():
-        detector.save(output)
-        return
-    shutil.rmtree(new, ignore_errors=True)
-    detector.save(new)
-    output.rename(old)
-    new.rename(output)
-    shutil.rmtree(old)
-
-
-def restore_model(output: Path) -> None:
-    """Bring back, or clear away, what a kill between two renames has left."""
-    old = output.with_name(f".{output.name}.old")
-    if old.exists():
-        if output.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(output)
-
-
-def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
-    bundle = detector.bundle_
-    assert bundle is not None
-    for failure in list(detector.failures_.values())[:10]:
-        print(f"left out {failure.item.id}: {failure.status}, {failure.error}")
-    if len(detector.failures_) > 10:
-        print(f"left out {len(detector.failures_) - 10} more")
-    facts = getattr(bundle.method, "facts", {})
-    backbone = facts.get("backbone", {})
-    if backbone.get("source") == "untrained":
-        print("the backbone is untrained (random weights): scores mean little")
-    print(
-        f"{bundle.method.name} ({bundle.preset}) fitted on {bundle.trained_on['images']} images "
-        f"in {seconds:.1f} s: {facts.get('bank_rows')} of {facts.get('rows')} rows kept"
-    )
-    for kind, fact in bundle.thresholds.items():
-        if fact is None:
-            print(f"no {kind} threshold: nothing was held out")
-        else:
-            print(f"{kind} threshold {fact['value']:.5g}: {fact['rule']}")
-    print(f"model {bundle.id} written to {output}")
 
 
 def score_into(
@@ -468,32 +383,3 @@ def _compare_runs(
     short = {name: result["metrics"][name] for name in SUMMARY if name in result["metrics"]}
     print(f"a = {run}, b = {against}")
     print(markdown_comparison({**result, "metrics": short, "groups": {"lesion_type": {}}}))
-
-
-def demo_detector(weights: str | None, options: dict[str, Any]) -> Detector:
-    from ..backbones import WeightsError, load_backbone
-    from ..detector import ReSAD
-
-    detector = ReSAD("quick", weights=weights, **options)
-    config: Any = detector.config
-    try:
-        load_backbone(config.backbone, config.layers, weights)
-    except WeightsError as error:
-        if weights is not None:
-            raise
-        print(f"using an untrained backbone, so scores mean little: {error}")
-        detector = ReSAD("quick", weights="untrained", **options)
-    return detector
-
-
-def print_settings(name: str) -> None:
-    from ..methods import METHODS
-
-    if name not in METHODS:
-        raise UsageError(f"no method {name!r}; there are {', '.join(METHODS)}")
-    method = METHODS[name]
-    for key, field in method.Config.model_fields.items():
-        print(f"{key} = {field.default!r}\n    {field.description}")
-    for preset, values in method.presets.items():
-        changed = ", ".join(f"{key}={value!r}" for key, value in values.items())
-        print(f"preset {preset}: {changed or 'the values above'}")

@@ -15,15 +15,17 @@ from ._base import (
     thinned,
     touched,
 )
+from .many_tasks import ManyTasks
 from .patchcore import PatchCore
 from .resad import ReSAD
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (ReSAD, PatchCore)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (ReSAD, PatchCore, ManyTasks)}
 
 __all__ = [
     "METHODS",
     "ConfigError",
     "HeldOut",
+    "ManyTasks",
     "Method",
     "MethodConfig",
     "PatchCore",

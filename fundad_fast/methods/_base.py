@@ -90,12 +90,14 @@ class HeldOut:
         score: ``[n]`` float32 image scores.
         pixels: float32 scores of the map's cells inside the mask, pooled over the images (thinned
             evenly to a bounded number), or ``None`` for a method without maps.
+        rule: which images these are, in words, where they are not simply every fold in turn.
     """
 
     id: tuple[str, ...]
     fold: np.ndarray
     score: np.ndarray
     pixels: np.ndarray | None
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,18 @@ class Method(ABC):
     ``paper`` (the published settings), ``default`` (what measures best here) and ``quick``.
 
     Attributes:
+        trains: whether it trains networks, with several processes where they were launched.
+        takes_external: whether ``fit`` has a use for ``external``.
+        reading: what progress calls the first walk over the images.
+        meaning: what its scores are, in a sentence without its full stop.
         held_out_: after a ``fit`` with folds, the scores of held-out healthy images.
     """
 
     name: ClassVar[str]
+    trains: ClassVar[bool] = False
+    takes_external: ClassVar[bool] = False
+    reading: ClassVar[str] = "features"
+    meaning: ClassVar[str] = "Scores are distances in feature space: raw, not clamped"
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
@@ -163,7 +173,8 @@ class Method(ABC):
             val: healthy images that are not learned from, for methods that select a model.
             external: images of another kind, for methods that use such.
             folds: fold number of every training id; the method then fills ``held_out_`` with
-                scores of each fold by a model that has not seen it.
+                scores of each fold by a model that has not seen it, or of one fold that it
+                learns nothing from.
             scratch: a folder for work that should survive a kill. Called again with the same
                 folder, ``fit`` goes on; ``done(scratch)`` names the images it has already.
         """
@@ -184,6 +195,14 @@ class Method(ABC):
     @abstractmethod
     def plan(self, images: int, folds: int) -> Plan:
         """Memory, disk and time that a fit on ``images`` images would take."""
+
+    def files(self) -> dict[str, bytes]:
+        """Further files of the model for people to read, by name; none that scoring needs."""
+        return {}
+
+    def summary(self) -> str:
+        """What was fitted, in a few words."""
+        return ""
 
     def done(self, scratch: Path) -> set[str]:
         """Ids of the training images that an interrupted ``fit`` left finished in ``scratch``."""
@@ -219,15 +238,16 @@ def spread(map: Tensor, inside: Tensor, rings: int = 2) -> Tensor:
     Interpolation reads one cell beyond the mask; zeros there would pull scores down at its rim.
 
     Args:
-        map: ``[b, h, w]``; what lies outside is not read.
-        inside: ``[b, h, w]`` bool.
+        map: ``[b, h, w]`` or ``[b, d, h, w]``; what lies outside is not read.
+        inside: bool of the same shape.
         rings: how many cells outwards; those beyond are 0.
     """
     known = inside[:, None].to(map.dtype)
     values = map[:, None] * known
+    pool = nnf.avg_pool3d if map.dim() == 4 else nnf.avg_pool2d
     for _ in range(rings):
-        around = nnf.avg_pool2d(known, 3, stride=1, padding=1)
-        mean = nnf.avg_pool2d(values, 3, stride=1, padding=1) / around.clamp_min(1e-9)
+        around = pool(known, 3, stride=1, padding=1)
+        mean = pool(values, 3, stride=1, padding=1) / around.clamp_min(1e-9)
         values = torch.where(known > 0, values, torch.where(around > 0, mean, 0))
         known = (around > 0).to(map.dtype)
     return values[:, 0]

@@ -166,6 +166,9 @@ class MemoryBank(Method):
         self._compiled_size = None
         return self
 
+    def summary(self) -> str:
+        return f"{self.facts['bank_rows']} of {self.facts['rows']} rows kept"
+
     def done(self, scratch: Path) -> set[str]:
         return set(self._store(scratch).ids)
 

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one training loop, for every method that trains."""
 
+from .checkpoint import CheckpointError
 from .curves import draw_curves
 from .loop import LoopSettings, Outcome, Recipe, TrainingError, Turn, train
 from .records import History, as_csv
 from .schedules import warm_up_and_decay
 from .seeds import seed_of
-from .team import Team
+from .team import Team, launched
 
 __all__ = [
+    "CheckpointError",
     "History",
     "LoopSettings",
     "Outcome",
@@ -18,6 +20,7 @@ __all__ = [
     "Turn",
     "as_csv",
     "draw_curves",
+    "launched",
     "seed_of",
     "train",
     "warm_up_and_decay",
