@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 
+#include "fundad/clean_labels.h"
 #include "fundad/distance_filter.h"
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
@@ -17,9 +18,12 @@
 #include "fundad/poisson_blend.h"
 #include "fundad/poisson_blend_cuda.h"
 #include "fundad/self_attention.h"
+#include "fundad/spline_sample.h"
 
 namespace py = pybind11;
+using fundad::LabelBox;
 using fundad::PoissonBox;
+using fundad::SplineImage;
 using fundad::cpu::Isa;
 using fundad::cpu::KCenter;
 using py::arg;
@@ -36,6 +40,8 @@ constexpr bool kHasOpenmp = false;
 #endif
 
 static_assert(sizeof(PoissonBox) == 12 * sizeof(Size), "Python writes boxes as 12 integers");
+static_assert(sizeof(SplineImage) == 9 * sizeof(Size), "Python writes images as 9 integers");
+static_assert(sizeof(LabelBox) == 7 * sizeof(Size), "Python writes labels as 7 integers");
 
 template <class T>
 T* at(Address address) {
@@ -160,6 +166,19 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       },
       arg("q"), arg("bank"), arg("center"), arg("m"), arg("n"), arg("d"), arg("k"), arg("scratch"),
       arg("dist2"), arg("index"), arg("isa"), arg("threads"), no_gil());
+
+  m.def(
+      "spline_sample_cpu",
+      [](Address images, Size count, bool zero, int threads) {
+        fundad::cpu::spline_sample(at<const SplineImage>(images), count, zero, threads);
+      },
+      arg("images"), arg("count"), arg("zero"), arg("threads"), no_gil());
+  m.def(
+      "clean_labels_cpu",
+      [](Address boxes, Size count, int threads) {
+        fundad::cpu::clean_labels(at<const LabelBox>(boxes), count, threads);
+      },
+      arg("boxes"), arg("count"), arg("threads"), no_gil());
 
   m.def("sines_floats", fundad::cpu::sines_floats, arg("n"));
   m.def(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections.abc
 import enum
 import typing
-__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'compiler', 'cuda_architectures', 'distance_filter_cpu', 'fill_sines', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cpu', 'poisson_blend_cuda', 'poisson_scratch', 'self_attention_cpu', 'short_picture', 'sines_floats', 'tile_order']
+__all__: list[str] = ['Isa', 'KCenter', 'best_isa', 'clean_labels_cpu', 'compiler', 'cuda_architectures', 'distance_filter_cpu', 'fill_sines', 'has_openmp', 'kcenter_cuda', 'nearest_cpu', 'nearest_cuda', 'nearest_tiles_cpu', 'poisson_blend_cpu', 'poisson_blend_cuda', 'poisson_scratch', 'self_attention_cpu', 'short_picture', 'sines_floats', 'spline_sample_cpu', 'tile_order']
 class Isa(enum.IntEnum):
     """
     Instruction sets, lowest first.
@@ -36,6 +36,8 @@ def best_isa() -> Isa:
     """
     The highest set that this CPU and this build have.
     """
+def clean_labels_cpu(boxes: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
 def compiler() -> str:
     ...
 def cuda_architectures() -> str:
@@ -67,6 +69,8 @@ def self_attention_cpu(query: typing.SupportsInt | typing.SupportsIndex, key: ty
 def short_picture(x: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, d: typing.SupportsInt | typing.SupportsIndex, center: typing.SupportsInt | typing.SupportsIndex, axes: typing.SupportsInt | typing.SupportsIndex, p: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, z: typing.SupportsInt | typing.SupportsIndex, isa: Isa, threads: typing.SupportsInt | typing.SupportsIndex) -> float:
     ...
 def sines_floats(n: typing.SupportsInt | typing.SupportsIndex) -> int:
+    ...
+def spline_sample_cpu(images: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, zero: bool, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 def tile_order(z: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, stride: typing.SupportsInt | typing.SupportsIndex, axes: typing.SupportsInt | typing.SupportsIndex, order: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...

@@ -3,6 +3,7 @@
 
 from . import _adapt, cuda, triton
 from ._registry import OPS, Choice, choices
+from .clean_labels import clean_labels
 from .distance_filter import distance_filter
 from .kcenter import KCenterState, kcenter, kcenter_state
 from .nearest import nearest
@@ -22,6 +23,7 @@ __all__ = [
     "NearestPrepared",
     "build",
     "choices",
+    "clean_labels",
     "cuda",
     "distance_filter",
     "kcenter",

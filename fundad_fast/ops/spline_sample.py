@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from . import _adapt
 from ._registry import Op
 
 _BEYOND = ("edge", "zero")
@@ -51,7 +53,7 @@ def spline_sample(
     (``edge``) and ``constant`` (``zero``).
 
     Args:
-        image: ``[c, *s]`` float32 or float64, one to three spatial axes, none of them empty.
+        image: ``[c, *s]`` float32 or float64, one or more spatial axes, none of them empty.
         points: ``[d, n]`` of the same type: where, in cells; whole numbers are centres of cells.
 
             Or sequences of both, of any shapes, of one device: a ragged batch.
@@ -60,7 +62,7 @@ def spline_sample(
             0, and the spline itself continues as if the image were mirrored there.
 
     Returns:
-        ``[c, n]``, or a list of them.
+        ``[c, n]``, or a list of them. At a point that is not a number, the value is none either.
 
     Raises:
         ValueError: a shape, a type or a device that does not fit.
@@ -112,8 +114,8 @@ def fake(image: list[Tensor], points: list[Tensor], beyond: str) -> list[Tensor]
 
 def _misfit(image: Tensor, points: Tensor, device: torch.device) -> str | None:
     axes = image.dim() - 1
-    if not 1 <= axes <= 3 or 0 in image.shape[1:]:
-        return f"want image [c, *s] with one to three axes, got {list(image.shape)}"
+    if axes < 1 or 0 in image.shape[1:]:
+        return f"want image [c, *s], none of its axes empty, got {list(image.shape)}"
     if image.dtype not in (torch.float32, torch.float64):
         return f"want float32 or float64, got {image.dtype}"
     if points.dim() != 2 or points.shape[0] != axes or points.dtype != image.dtype:
@@ -158,6 +160,8 @@ def samples() -> dict[str, tuple[list[Tensor], list[Tensor], str]]:
             f"{beyond}_strided": ([strided], [points(strided, 40, 1).mT.contiguous().mT], beyond),
             f"{beyond}_offset": ([far], [points(far, 40, 1)], beyond),
         }
+    four = image(1, 5, 6, 4, 5)
+    everything["four"] = ([four], [points(four, 30, 1)], "edge")
     everything["no_points"] = ([two, three], [points(two, 0, 0), points(three, 5, 0)], "edge")
     everything["no_channel"] = ([two[:0]], [points(two, 5, 0)], "edge")
     everything["large"] = ([big := image(1, 60, 71, 50)], [points(big, 20000, 0.9)], "edge")
@@ -186,8 +190,8 @@ def bad() -> dict[str, tuple[tuple[Any, ...], str]]:
     return {
         "counts": (([x, x], [p], "edge"), "as many images as points, got 2 and 1"),
         "beyond": (([x], [p], "mirror"), "want beyond edge or zero, got 'mirror'"),
-        "axes": (([x[0, 0]], [p], "edge"), r"want image \[c, \*s\] .* got \[6\]"),
-        "empty": (([x[:, :0]], [p], "edge"), r"one to three axes, got \[2, 0, 6\]"),
+        "axes": (([x[0, 0]], [p], "edge"), r"want image \[c, \*s\], .* got \[6\]"),
+        "empty": (([x[:, :0]], [p], "edge"), r"none of its axes empty, got \[2, 0, 6\]"),
         "type": (([x.half()], [p.half()], "edge"), "want float32 or float64, got torch.float16"),
         "points": (([x], [p[:1]], "edge"), r"want points \[2, n\] .* got \[1, 4\]"),
         "points_type": (([x, x], [p, p.double()], "zero"), "image 1: want points .*float64"),
@@ -203,6 +207,38 @@ op = Op(
     check,
     bad,
 )
+
+
+_MOST_AXES = 3
+
+
+def _why_not_cpu(image: list[Tensor], points: list[Tensor], beyond: str) -> str | None:
+    for i, one in enumerate(image):
+        if one.dtype != torch.float32:
+            return f"image {i} is {one.dtype}, and the native code computes in float32"
+        if one.dim() - 1 > _MOST_AXES:
+            return f"image {i} has {one.dim() - 1} axes, the native code takes up to {_MOST_AXES}"
+    return _adapt.no_cpu(*image[:1])  # all are on one device
+
+
+@op.backend("cpu", _why_not_cpu)
+def _cpu(image: list[Tensor], points: list[Tensor], beyond: str) -> list[Tensor]:
+    kept: list[Any] = []  # whatever has an address must live until the call is over
+    numbers, work, results = array("q"), 0.0, []
+    for one, at in zip(image, points, strict=True):
+        axes, (channels, n) = one.dim() - 1, (one.shape[0], at.shape[1])
+        results.append(one.new_empty(channels, n))
+        if results[-1].numel() == 0:
+            continue
+        table, at = coefficients(one, beyond).contiguous(), at.contiguous()
+        kept.append((table, at))
+        numbers.extend([table.data_ptr(), at.data_ptr(), results[-1].data_ptr()])
+        numbers.extend([axes, channels, n, *one.shape[1:], *[0] * (_MOST_AXES - axes)])
+        work += channels * n * 4.0**axes
+    if kept:
+        address, threads = numbers.buffer_info()[0], _adapt.threads(2 * work)
+        _adapt.native().spline_sample_cpu(address, len(kept), beyond == "zero", threads)
+    return results
 
 
 @op.backend("torch")
@@ -265,7 +301,7 @@ def _evaluate(table: Tensor, points: Tensor, size: torch.Size, beyond: str) -> T
     # The four splines that reach a point, from the lowest cell on: [4, axes, n].
     near = [u * u * u, 4 - 3 * t * t * (1 + u), 4 - 3 * u * u * (1 + t), t * t * t]
     weights = torch.stack(near) * (1 / 6)
-    first = whole.long() + (_MARGIN - 1)
+    first = whole.nan_to_num(0).long() + (_MARGIN - 1)
     taps = torch.arange(4, device=points.device)[:, None]
     index = torch.zeros(1, n, dtype=torch.long, device=points.device)
     weight = points.new_ones(1, n)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from .canvas import Canvas, Spot, cells, channel_range, upload
+from .canvas import Canvas, Spot, cells, channel_range, mean_change, upload
 from .masks import Form, Mask, Matrix, draw_rotation
 from .settings import TaskSettings
 
@@ -177,7 +177,7 @@ def paste(
         low, high = canvas.range_of(spot.sample)
         torch.minimum(torch.maximum(new, low, out=new), high, out=new)
         # Blending also alters cells around the shape.
-        changed = (new - target).abs_().mean(0) > settings.changed
+        changed = mean_change(new, target) > settings.changed
         canvas.crop_mask(spot).logical_or_(changed | mask)
         canvas.crop(spot).copy_(new)
 

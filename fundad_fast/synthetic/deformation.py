@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,8 +63,11 @@ def draw(
     cells = np.flatnonzero(inside)
     centre = np.unravel_index(cells[rng.integers(len(cells))], inside.shape)
     rim = np.nonzero(inside & ~_eroded(inside))
-    offsets = [(at - c) ** 2 for at, c in zip(rim, centre, strict=True)]
-    radius = float(np.sqrt(np.sum(offsets, axis=0)).mean())
+    square: Any = 0
+    for at, c in zip(rim, centre, strict=True):
+        at -= c
+        square = square + at * at
+    radius = float(np.sqrt(square).mean())
     farthest = radius / math.sqrt(2)
     low, high = 0.1 * farthest, 0.9 * farthest
     if settings.g_min >= high:
@@ -87,12 +90,13 @@ def draw(
 
 def _eroded(inside: Mask) -> Mask:
     """Cells whose neighbours across every face are in the shape, too; beyond the box is outside."""
-    rest = inside.copy()
+    rest = np.zeros_like(inside)
+    within = tuple(slice(1, -1) for _ in inside.shape)
+    kept = rest[within]
+    kept[...] = inside[within]
     for axis in range(inside.ndim):
-        now, before = np.moveaxis(rest, axis, 0), np.moveaxis(inside, axis, 0)
-        now[1:] &= before[:-1]
-        now[:-1] &= before[1:]
-        now[[0, -1]] = False
+        for side in (slice(None, -2), slice(2, None)):
+            kept &= inside[(*within[:axis], side, *within[axis + 1 :])]
     return rest
 
 
@@ -139,31 +143,30 @@ def positions(
     counts = [len(c) for c in cells]
     axes = len(forms[0].half)
     # One row for each shape, one column for each of its numbers; then one column for each cell.
-    rows = [
-        [*f.inverse.ravel(), *d.centre, *f.centre, *f.half, *f.inside.shape]
-        + [d.exponent, d.kind == "sink", f.ellipsoid]
-        for f, d in zip(forms, decisions, strict=True)
-    ]
+    rows = []
+    for form, drawn in zip(forms, decisions, strict=True):
+        own = form.inverse / np.array(form.half)[:, None]  # to the unit cube or ball
+        origin = own @ (np.array(drawn.centre) - form.centre)
+        rows.append([*own.ravel().tolist(), *origin.tolist(), *drawn.centre])
+        rows[-1] += [*form.inside.shape[1:], drawn.exponent, drawn.kind == "sink", form.ellipsoid]
     table = torch.tensor(rows, dtype=torch.float32).T.to(device)
     table = table.repeat_interleave(torch.tensor(counts, device=device), 1, output_size=sum(counts))
     inverse = table[: axes * axes].view(axes, axes, -1)
-    centre, middle, half, extent = table[axes * axes : -3].view(4, axes, -1)
+    origin, centre = table[axes * axes :][: 2 * axes].view(2, axes, -1)
+    extent = table[(axes + 2) * axes : -3].int()
     power, sink, ellipsoid = table[-3], table[-2].bool(), table[-1].bool()
 
-    left, at = torch.cat(list(cells)), []
-    for axis in range(axes - 1, 0, -1):
-        size = extent[axis].long()
+    left, at = torch.cat(list(cells)).int(), []
+    for size in reversed(extent):
         rest = left // size
         at.append(left - rest * size)
         left = rest
-    offset = torch.stack([left, *reversed(at)]).float() - centre
-    rho = offset.square().sum(0).sqrt()
-    direction = offset / rho
-    own_direction = (inverse * direction).sum(1)
-    own_origin = (inverse * (centre - middle)).sum(1)
-    d = surface_distance(own_origin, own_direction, half, ellipsoid)
+    offset = torch.stack([left, *reversed(at)]).sub(centre)
+    rho = offset.square().sum(0).sqrt_()
+    direction = offset.div_(rho)
+    d = surface_distance(origin, (inverse * direction).sum(1), ellipsoid)
     # The rim may lie beyond the surface by rounding, and a negative base has no power.
-    share = (rho / d).clamp(max=1)
-    pulled = torch.where(sink, 1 - share, share).pow(power)
-    read = d * torch.where(sink, 1 - pulled, pulled)
-    return list((centre + read * direction).split(counts, 1))
+    share = rho.div_(d).clamp_(max=1)
+    pulled = torch.where(sink, 1 - share, share).pow_(power)
+    read = torch.where(sink, 1 - pulled, pulled).mul_(d)
+    return list(direction.mul_(read).add_(centre).split(counts, 1))

@@ -8,7 +8,7 @@ CPU from each sample's own seed; what is heavy runs on the images' device, for t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -192,7 +192,7 @@ class Inputs:
         if task == "nsa":
             return patches.draw_nsa(rng, sample, size, on, _given(self.own), settings)
         form = draw_form(rng, size, settings)
-        spot = Spot(sample, place(rng, form.inside, size, on, settings), form, None)
+        corner = place(rng, form.inside, size, on, settings)
         decision: Any
         if task in ("sink", "source"):
             kind: deformation.Kind = "sink" if task == "sink" else "source"
@@ -202,7 +202,7 @@ class Inputs:
         else:
             pool = _given(self.own if task == "intra" else self.foreign)
             decision = blending.draw(rng, form, pool, settings)
-        return replace(spot, decision=decision)
+        return Spot(sample, corner, form, decision)
 
 
 def _given(pool: Pool | None) -> Pool:
