@@ -115,6 +115,43 @@ def _blend_work(sizes: tuple[int, ...]) -> Work:
     return Work(operations, traffic)
 
 
+def _spline(device: str, sizes: tuple[int, ...]) -> Run:
+    """As many points as cells, which is what a turned piece of a source asks for."""
+    images, points = [], []
+    for seed in range(sizes[0]):
+        for shape in BOXES.values():
+            images.append(box(shape, seed)[0].to(device))
+            most = torch.tensor(shape[1:], device=device)[:, None] - 1
+            n = images[-1][0].numel()
+            points.append(torch.rand(len(most), n, device=device) * most)
+    return lambda i: ops.spline_sample(images, points, "edge")
+
+
+def _spline_work(sizes: tuple[int, ...]) -> Work:
+    operations = traffic = 0.0
+    for shape in BOXES.values():
+        cells = float(torch.Size(shape).numel()) * sizes[0]
+        operations += cells * 2 * (4.0 ** (len(shape) - 1) + sum(shape[1:]))
+        traffic += 4 * cells * (len(shape) + 1)
+    return Work(operations, traffic)
+
+
+def _labels(device: str, sizes: tuple[int, ...]) -> Run:
+    boxes = [box(shape, seed) for seed in range(sizes[0]) for shape in BOXES.values()]
+    masks = [mask.to(device) for _, _, mask in boxes]
+    values = [(b[0][0].abs().clamp(max=1) * b[2]).to(device) for b in boxes]
+    return lambda i: ops.clean_labels(values, masks)
+
+
+def _labels_work(sizes: tuple[int, ...]) -> Work:
+    operations = traffic = 0.0
+    for shape in BOXES.values():
+        cells = float(torch.Size(shape).numel()) * sizes[0]
+        operations += cells * (8 if len(shape) == 3 else 24)  # of the closing alone
+        traffic += 9 * cells
+    return Work(operations, traffic)
+
+
 RESNET18, WIDE = "ResNet-18 at 784 px", "WideResNet-50 at 784 px"
 GPU = ("cuda",)
 
@@ -144,4 +181,6 @@ CASES = [
         GPU,
     ),
     Case("poisson_blend", "20 boxes, 2-D and 3-D", _blend, _blend_work, (4,), (1,)),
+    Case("spline_sample", "20 boxes, 2-D and 3-D", _spline, _spline_work, (4,), (1,)),
+    Case("clean_labels", "20 boxes, 2-D and 3-D", _labels, _labels_work, (4,), (1,)),
 ]
