@@ -4,9 +4,12 @@
 #include <new>
 #include <vector>
 
+#include "pages.h"
+
 namespace fundad::cpu {
 
-// Memory that starts on a cache line: a vector load across two lines costs twice.
+// Memory that starts on a cache line: a vector load across two lines costs twice. What is large
+// lies on large pages.
 template <class T>
 struct CacheAligned {
   using value_type = T;
@@ -14,7 +17,11 @@ struct CacheAligned {
   CacheAligned() = default;
   template <class U>
   CacheAligned(const CacheAligned<U>&) {}
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  T* allocate(std::size_t n) {
+    void* memory = ::operator new(n * sizeof(T), kLine);
+    large_pages(memory, n * sizeof(T));
+    return static_cast<T*>(memory);
+  }
   void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
   bool operator==(const CacheAligned&) const { return true; }
   bool operator!=(const CacheAligned&) const { return false; }

@@ -60,30 +60,44 @@ inline std::int64_t kcenter_candidates(const KCenterView& v, std::int64_t leaf, 
 
 // The rows of a leaf, one bit each, that the short picture cannot prove to be untouched by a pick.
 inline std::uint64_t kcenter_unproved(const KCenterView& v, std::int64_t leaf, std::int64_t pick) {
-  constexpr int kGroups = kLeafRows / kLanes;
-  const float* z = v.z + leaf * (v.p + 1) * kLeafRows;
-  const float* limit2 = v.limit2 + leaf * kLeafRows;
-  const float* pick_z = v.pick_z + pick / kPickBlock * (v.p + 1) * kPickBlock + pick % kPickBlock;
-  Floats sum[kGroups] = {};
-  const auto add = [&](std::int64_t coordinate) {
-    const Floats w = spread(pick_z[coordinate * kPickBlock]);
-    for (int g = 0; g < kGroups; ++g) {
-      const Floats t = load(z + coordinate * kLeafRows + g * kLanes) - w;
-      sum[g] = fma(t, t, sum[g]);
+  constexpr int kGroups = 4, kPart = kGroups * kLanes;  // what registers hold
+  const float* pick_z = v.pick_row_z + pick * (v.p + 1);
+  std::uint64_t found = 0;
+  for (int part = 0; part < kLeafRows; part += kPart) {
+    const float* z = v.z + leaf * (v.p + 1) * kLeafRows + part;
+    const float* limit2 = v.limit2 + leaf * kLeafRows + part;
+    Floats sum[2][kGroups] = {};  // of every other coordinate: one would wait for itself
+    const auto add = [&](std::int64_t coordinate, int half) {
+      const Floats w = spread(pick_z[coordinate]);
+      for (int g = 0; g < kGroups; ++g) {
+        const Floats t = load(z + coordinate * kLeafRows + g * kLanes) - w;
+        sum[half][g] = fma(t, t, sum[half][g]);
+      }
+    };
+    const auto unproved = [&] {
+      std::uint64_t bits = 0;
+      for (int g = 0; g < kGroups; ++g)
+        bits |= not_reaching(sum[0][g] + sum[1][g], load(limit2 + g * kLanes)) << (g * kLanes);
+      return bits;
+    };
+    std::uint64_t bits = 1;
+    for (std::int64_t i = 0; i < v.p && bits; i += 8) {
+      for (int j = 0; j < 8; ++j) add(i + j, j % 2);
+      bits = unproved();
     }
-  };
-  const auto unproved = [&] {
-    std::uint64_t bits = 0;
-    for (int g = 0; g < kGroups; ++g)
-      bits |= not_reaching(sum[g], load(limit2 + g * kLanes)) << (g * kLanes);
-    return bits;
-  };
-  for (std::int64_t i = 0; i < v.p; i += 8) {
-    for (int j = 0; j < 8; ++j) add(i + j);
-    if (!unproved()) return 0;
+    if (!bits) continue;
+    add(v.p, 0);
+    found |= unproved() << part;
   }
-  add(v.p);
-  return unproved();
+  return found;
+}
+
+// What sqdist must reach, in float32, to prove that in float64 it is at least reach2. Sums of
+// squares err by no more than a rounding for each of their steps; NaN, which nothing reaches, where
+// reach2 is so small or so large that squares are not numbers of full precision.
+inline float rough_limit(double reach2, std::int64_t d) {
+  if (!(reach2 > 1e-30 && reach2 < 1e38)) return __builtin_nanf("");
+  return static_cast<float>(reach2 * (1 + static_cast<double>(d / 16 + 64) * 0x1p-23));
 }
 
 inline void kcenter_find_top(const KCenterView& v, std::int64_t leaf) {
@@ -97,29 +111,37 @@ inline void kcenter_find_top(const KCenterView& v, std::int64_t leaf) {
   v.top2[leaf] = v.reach2[top];
 }
 
+inline double kcenter_top2(const KCenterView& v, std::int64_t leaf) {
+  double top2 = -1;
+  for (std::int64_t s = leaf * kLeafRows; s < (leaf + 1) * kLeafRows; ++s)
+    top2 = v.reach2[s] > top2 ? v.reach2[s] : top2;
+  return top2;
+}
+
 inline void kcenter_apply(const KCenterView& v, std::int64_t leaf, const Near* sorted,
                           std::int64_t count) {
   const std::int64_t first = leaf * kLeafRows;
-  float limit2 = proof2(v, v.top2[leaf], v.ball[leaf]);
+  const auto proof = [&](double top2) { return top2 > 0 ? proof2(v, top2, v.ball[leaf]) : -1; };
+  double top2 = kcenter_top2(v, leaf);
+  float limit2 = proof(top2);
   for (const Near* near = sorted; near < sorted + count && !(near->dist2 >= limit2); ++near) {
     const float* pick = v.x + v.pick_row[near->pick] * v.d;
-    bool lowered = false;
+    bool lowered_top = false;
     for (std::uint64_t bits = kcenter_unproved(v, leaf, near->pick); bits; bits &= bits - 1) {
       const std::int64_t s = first + __builtin_ctzll(bits);
       if (const std::uint64_t later = bits & (bits - 1))
         fetch(v.x + v.row[first + __builtin_ctzll(later)] * v.d, v.d);
-      const double dist2 = sqdist(v.x + v.row[s] * v.d, pick, v.d);
-      if (dist2 >= v.reach2[s]) continue;
+      const float* row = v.x + v.row[s] * v.d;
+      const double before = v.reach2[s];
+      // Four of five rows that are left turn out not to be lowered, which float32 can tell, too.
+      if (rough_sqdist(row, pick, v.d) >= rough_limit(before, v.d)) continue;
+      const double dist2 = sqdist(row, pick, v.d);
+      if (dist2 >= before) continue;
       v.reach2[s] = dist2;
       v.limit2[s] = dist2 > 0 ? proof2(v, dist2, 0) : -1;  // nothing is nearer than zero
-      lowered = true;
+      lowered_top |= before == top2;
     }
-    if (lowered) {
-      double top2 = -1;
-      for (std::int64_t s = first; s < first + kLeafRows; ++s)
-        top2 = v.reach2[s] > top2 ? v.reach2[s] : top2;
-      limit2 = top2 > 0 ? proof2(v, top2, v.ball[leaf]) : -1;
-    }
+    if (lowered_top) limit2 = proof(top2 = kcenter_top2(v, leaf));
   }
   kcenter_find_top(v, leaf);
 }

@@ -32,7 +32,7 @@ struct KCenter::Search {
   const std::int64_t leaves, width;
 
   // Per slot, per leaf, per pick: see KCenterView.
-  AlignedVector<float> z, limit2, center, ball, pick_z;
+  AlignedVector<float> z, limit2, center, ball, pick_z, pick_row_z;
   std::vector<std::int64_t> row, top_slot, picks, slot_of_row;
   std::vector<double> reach2, top2;
 
@@ -93,9 +93,10 @@ struct KCenter::Search {
   }
 
   void refresh_view() {
-    view = {input.x,       input.d,       input.p,         input.scale,   input.slack,
-            z.data(),      center.data(), ball.data(),     row.data(),    reach2.data(),
-            limit2.data(), top2.data(),   top_slot.data(), pick_z.data(), picks.data()};
+    view = {input.x,         input.d,       input.p,       input.scale,
+            input.slack,     z.data(),      center.data(), ball.data(),
+            row.data(),      reach2.data(), limit2.data(), top2.data(),
+            top_slot.data(), pick_z.data(), picks.data(),  pick_row_z.data()};
   }
 
   void add_pick(std::int64_t slot) {
@@ -103,7 +104,10 @@ struct KCenter::Search {
     if (number % kPickBlock == 0) pick_z.resize(pick_z.size() + width * kPickBlock, kNowhere);
     float* to = pick_z.data() + number / kPickBlock * width * kPickBlock + number % kPickBlock;
     const float* from = z.data() + slot / kLeafRows * width * kLeafRows + slot % kLeafRows;
-    for (std::int64_t c = 0; c < width; ++c) to[c * kPickBlock] = from[c * kLeafRows];
+    for (std::int64_t c = 0; c < width; ++c) {
+      to[c * kPickBlock] = from[c * kLeafRows];
+      pick_row_z.push_back(from[c * kLeafRows]);
+    }
     picks.push_back(row[slot]);
     reach2[slot] = -1;  // below every distance: never picked again, also among duplicates
     limit2[slot] = -1;

@@ -86,6 +86,7 @@ struct KCenterView {
   std::int64_t* top_slot;   // [leaves] the slot that has it; the lowest row among equals
   const float* pick_z;      // [pick blocks][p+1][kPickBlock]
   const std::int64_t* pick_row;
+  const float* pick_row_z;  // [picks][p+1] the same as pick_z, pick by pick
 };
 
 // What the bounds of a query are made of; lengths in units of the picture.
