@@ -171,6 +171,15 @@ def test_nearest_makes_what_it_needs_of_a_bank_once(monkeypatch):
     assert len(made) == 2
 
 
+def test_nearest_takes_a_bank_of_inference_mode():
+    """Which does not tell whether it was modified, so that nothing may be kept of it."""
+    with torch.inference_mode():
+        bank, q = curved(300, 4), curved(10, 5)
+        run("nearest", (q, bank, 1, []))
+        bank[7] = q[3]
+        assert run("nearest", (q, bank, 1, []))[1][3] == 7
+
+
 def test_nearest_halves_its_queries_where_memory_runs_out(monkeypatch):
 
     bank, q = curved(200, 6), curved(700, 7)

@@ -200,6 +200,26 @@ def test_a_state_refuses_what_is_not_finite():
         kcenter_state(torch.full((4, 2), torch.nan))
 
 
+def test_a_state_takes_rows_of_inference_mode():
+    """They have no version, so that a change of them goes unseen, as the docstring forbids it."""
+    with torch.inference_mode():
+        x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    for _ in backends("kcenter"):
+        assert torch.equal(kcenter(x, 9, state=kcenter_state(x))[0], kcenter(x.clone(), 9)[0])
+
+
+def test_float32_does_not_decide_between_nearly_equal_distances():
+    """Later picks lower the other rows by less than a float32 distance can tell, and must."""
+    g = torch.Generator().manual_seed(4)
+    x = torch.zeros(130, 70)
+    x[1:, 0] = 1
+    x[65:, 0] = -1
+    x[1:, 1:] = 1e-4 * torch.randn(129, 69, generator=g)
+    for _ in backends("kcenter"):
+        picks, radius2 = kcenter(x, 60)
+        OPS["kcenter"].check((x, 60, 0), (picks, radius2), OPS["kcenter"].reference(x, 60, 0))
+
+
 def test_kcenter_ignores_gradients():
     x = torch.randn(9, 3, requires_grad=True)
     assert not kcenter(x, 3)[1].requires_grad

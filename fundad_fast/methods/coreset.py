@@ -37,12 +37,15 @@ class Chosen:
             space in which they were chosen.
         shards: 1 when the greedy choice ran over all rows at once.
         projected: dimension of that space.
+        ran: on which devices the greedy choices ran; in words why not on the model's, where that
+            is another.
     """
 
     index: Tensor
     radius: float
     shards: int
     projected: int
+    ran: tuple[str, ...] = ()
 
 
 def projection_dim(rows: int, d: int, eps: float | None) -> int:
@@ -112,6 +115,7 @@ def choose(
     *,
     name: str,
     progress: Progress,
+    device: torch.device | None = None,
 ) -> Chosen:
     """Choose the bank among the rows of some of a store's images.
 
@@ -127,7 +131,12 @@ def choose(
         name: of this choice, for the progress display.
         progress: told about the picks. Where the store has a folder, picks are kept there too and
             an interrupted choice goes on.
+        device: of the model. The greedy choices run there where ``ops.kcenter_place`` says that it
+            pays and that there is room, otherwise, and where its memory runs out all the same, on
+            the CPU. The picks are the same.
     """
+    ran: dict[str, None] = {}  # a set in order
+    device = device or torch.device("cpu")
     offsets = store.offsets()
     ids = "\n".join(store.ids[i] for i in images)
     keep = None
@@ -143,8 +152,8 @@ def choose(
     limit = shard_rows(projected, budget)
     if n <= limit:
         x = _projected(store, numbers, matrix)
-        picks, radius2 = _greedy(x, k, name, keep, "", progress)
-        return Chosen(numbers[picks], math.sqrt(float(radius2.max())), 1, projected)
+        picks, worst2 = _greedy(x, k, name, keep, "", progress, device, ran)
+        return Chosen(numbers[picks], math.sqrt(worst2), 1, projected, tuple(ran))
 
     wanted = min(n, OVERSAMPLING * k)
     merges = wanted <= limit
@@ -157,12 +166,13 @@ def choose(
             continue
         x = _projected(store, part, matrix)
         part_name = f"{name} {number + 1}/{len(shards)}"
-        picks, _ = _greedy(x, min(len(part), share), part_name, keep, f"-{number}", progress)
+        wanted_here = min(len(part), share)
+        picks, _ = _greedy(x, wanted_here, part_name, keep, f"-{number}", progress, device, ran)
         candidates.append(part[picks])
     pool = torch.cat(candidates)
     x = _projected(store, pool, matrix)
     if merges:
-        picks, _ = _greedy(x, k, f"{name} merged", keep, "-merged", progress)
+        picks, _ = _greedy(x, k, f"{name} merged", keep, "-merged", progress, device, ran)
         x, pool = x[picks], pool[picks]
     bank = ops.nearest_prepare(x)
     worst = 0.0
@@ -171,7 +181,7 @@ def choose(
             d2, _ = ops.nearest(_projected(store, part, matrix), bank.rows, prepared=bank)
             worst = max(worst, float(d2.max()))
             task.advance()
-    return Chosen(pool, math.sqrt(worst), len(shards), projected)
+    return Chosen(pool, math.sqrt(worst), len(shards), projected, tuple(ran))
 
 
 def _ends(shards: Sequence[Tensor]) -> list[int]:
@@ -189,14 +199,24 @@ def _projected(store: RowStore, numbers: Tensor, matrix: Tensor | None) -> Tenso
 
 
 def _greedy(
-    x: Tensor, k: int, name: str, keep: Path | None, suffix: str, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """Greedy k-centre in chunks, so that progress is seen and a kill loses at most one chunk."""
+    x: Tensor,
+    k: int,
+    name: str,
+    keep: Path | None,
+    suffix: str,
+    progress: Progress,
+    device: torch.device,
+    ran: dict[str, None],
+) -> tuple[Tensor, float]:
+    """Greedy k-centre in chunks, so that progress is seen and a kill loses at most one chunk.
+
+    Returns the picks and the largest squared distance to them; ``ran`` is told where it ran.
+    """
     file = None if keep is None else keep.with_name(f"{keep.name}{suffix}.npy")
     before = None
     if file is not None and file.exists():
         before = torch.from_numpy(np.load(file))[:k]
-    state = ops.kcenter_state(x, start=0, picks=before)
+    rows, state = _begin(x, before, device, ran)
     done, chunk = (0 if before is None else len(before)), max(1, min(256, k))
     with progress.task(f"coreset {name}", k, "rows") as task:
         task.advance(done)
@@ -210,14 +230,33 @@ def _greedy(
                 _save(file, state.picks)
             if time.monotonic() - began < 2:  # long enough that saving costs nothing beside it
                 chunk *= 2
-    picks, radius2 = ops.kcenter(x, k, state=state)
+    picks, radius2 = ops.kcenter(rows, k, state=state)
     if file is not None:
         _save(file, picks)
-    return picks, radius2
+    return picks.cpu(), float(radius2.max())
+
+
+def _begin(
+    x: Tensor, picks: Tensor | None, device: torch.device, ran: dict[str, None]
+) -> tuple[Tensor, ops.KCenterState]:
+    """The rows where they are to be searched, and the search, after the picks made earlier."""
+    n, d = x.shape
+    place = ops.kcenter_place(n, d, device)
+    if place.device.type != "cpu":
+        try:
+            rows = x.to(place.device)
+            state = ops.kcenter_state(rows, start=0, picks=picks)
+        except torch.OutOfMemoryError:
+            place = ops.KCenterPlace(torch.device("cpu"), f"the memory of {place.device} ran out")
+        else:
+            ran[str(place.device)] = None
+            return rows, state
+    ran["cpu" if place.reason is None else f"cpu: {place.reason}"] = None
+    return x, ops.kcenter_state(x, start=0, picks=picks)
 
 
 def _save(file: Path, picks: Tensor) -> None:
     part = file.with_suffix(".part")
     with open(part, "wb") as out:
-        np.save(out, picks.numpy())
+        np.save(out, picks.cpu().numpy())
     part.replace(file)

@@ -90,7 +90,9 @@ class MemoryBank(Method):
         self.held_out_ = None
         if folds is not None:
             self.held_out_ = self._hold_out(store, folds, progress)
-        chosen = choose(store, everything, self.config, name="all", progress=progress)
+        chosen = choose(
+            store, everything, self.config, name="all", progress=progress, device=self.device
+        )
         self._set_bank(store.rows(chosen.index))
         self.facts = {
             "images": len(store.ids),
@@ -101,6 +103,7 @@ class MemoryBank(Method):
                 "dimension": chosen.projected,
                 "covering_radius": chosen.radius,
                 "shards": chosen.shards,
+                "ran_on": list(chosen.ran),
             },
             "backbone": vars(self.features.backbone.info),
         }
@@ -248,7 +251,9 @@ class MemoryBank(Method):
                 raise ConfigError("thresholds from folds need images in at least two folds")
             inside = np.flatnonzero(number == fold).tolist()
             name = f"fold{fold}"
-            chosen = choose(store, outside, self.config, name=name, progress=progress)
+            chosen = choose(
+                store, outside, self.config, name=name, progress=progress, device=self.device
+            )
             bank = ops.nearest_prepare(store.rows(chosen.index).to(self.device))
             with progress.task(f"held out {name}", len(inside), "images") as task:
                 for i in inside:

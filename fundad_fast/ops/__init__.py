@@ -5,7 +5,7 @@ from . import _adapt, cuda, triton
 from ._registry import OPS, Choice, choices
 from .clean_labels import clean_labels
 from .distance_filter import distance_filter
-from .kcenter import KCenterState, kcenter, kcenter_state
+from .kcenter import KCenterPlace, KCenterState, kcenter, kcenter_place, kcenter_state
 from .nearest import nearest
 from .nearest_bank import NearestPrepared, nearest_prepare
 from .nearest_faiss import ApproximateBank, nearest_approximate
@@ -19,6 +19,7 @@ __all__ = [
     "OPS",
     "ApproximateBank",
     "Choice",
+    "KCenterPlace",
     "KCenterState",
     "NearestPrepared",
     "build",
@@ -27,6 +28,7 @@ __all__ = [
     "cuda",
     "distance_filter",
     "kcenter",
+    "kcenter_place",
     "kcenter_state",
     "nearest",
     "nearest_approximate",

@@ -127,6 +127,20 @@ def isa() -> Any:
     return known[name]
 
 
+def version(tensor: Tensor) -> int | None:
+    """A number that changes whenever the tensor is modified, or ``None``.
+
+    A tensor of inference mode has none: what was made of it may be out of date at any later call.
+    """
+    return None if tensor.is_inference() else tensor._version
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that torch can still be given on a CUDA device, its own unused ones included."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 def stream(tensor: Tensor) -> int:
     """The address of the current CUDA stream on the tensor's device."""
     return torch.cuda.current_stream(tensor.device).cuda_stream

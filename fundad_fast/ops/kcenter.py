@@ -8,7 +8,8 @@ what they can prove to be needless, not in what they compare, so they pick the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import _adapt
 from ._registry import Op
+from .short_picture import short_picture
 
 BLOCK = {"cpu": 2**22, "cuda": 2**26}  # numbers that torch's form takes at a time
 
@@ -74,8 +76,64 @@ def kcenter_state(
     return KCenterState(x, engine(_adapt.dense(x), first))
 
 
+@dataclass(frozen=True)
+class KCenterPlace:
+    """Where a greedy k-centre should run.
+
+    Attributes:
+        device: where its rows should lie.
+        reason: in words, why not on the device that was asked for; ``None`` if it is that.
+    """
+
+    device: torch.device
+    reason: str | None = None
+
+
+def kcenter_place(n: int, d: int, device: torch.device | str) -> KCenterPlace:
+    """Whether rows had better be searched on a device or on the CPU.
+
+    On the device, if that has room and its backend leaves out what cannot matter. On the CPU, if
+    only the device's form that compares every row with every pick could run, while the CPU's does
+    not have to.
+
+    Args:
+        n: number of rows.
+        d: features of a row; rows are float32.
+        device: the one that is wanted. No tensor is made there but one row.
+    """
+    wanted, cpu = torch.device(device), torch.device("cpu")
+    if wanted.type == "cpu":
+        return KCenterPlace(wanted)
+    there = _ENGINES[op.choose(torch.empty(1, d, device=wanted), 1, 0).name]
+    here = _ENGINES[op.choose(torch.empty(1, d), 1, 0).name]
+    if here.lazy and not there.lazy:
+        return KCenterPlace(
+            cpu, f"on {wanted} every row would be compared with every pick, on the CPU few are"
+        )
+    need, free = there.memory(n, d), _adapt.free_memory(wanted)
+    if need > free:
+        gib = 2.0**-30
+        return KCenterPlace(
+            cpu, f"{need * gib:.1f} GiB are needed on {wanted}, {free * gib:.1f} GiB are free"
+        )
+    return KCenterPlace(wanted)
+
+
 class Engine(Protocol):
-    """A backend's greedy search under way."""
+    """A backend's greedy search under way; made of rows and the picks that come first.
+
+    Attributes:
+        lazy: it leaves out what cannot matter, so that a pick costs less than a look at all rows.
+    """
+
+    lazy: bool
+
+    def __init__(self, x: Tensor, picks: Tensor) -> None: ...
+
+    @staticmethod
+    def memory(n: int, d: int) -> int:
+        """Bytes on the device for ``n`` rows of ``d`` float32 features, the rows included."""
+        ...
 
     def advance(self, k: int) -> None: ...
     def picks(self) -> Tensor: ...
@@ -89,7 +147,7 @@ class KCenterState:
     """
 
     def __init__(self, x: Tensor, engine: Engine) -> None:
-        self._x, self._version, self._engine = x, x._version, engine
+        self._x, self._version, self._engine = x, _adapt.version(x), engine
 
     @property
     def picks(self) -> Tensor:
@@ -114,7 +172,7 @@ class KCenterState:
         same = x.data_ptr() == self._x.data_ptr() and x.shape == self._x.shape
         if not same or x.stride() != self._x.stride() or x.dtype != self._x.dtype:
             raise ValueError("kcenter: the state was made of another x")
-        if x._version != self._version:
+        if _adapt.version(x) != self._version:
             raise ValueError("kcenter: x was modified after the state was made")
 
 
@@ -249,6 +307,12 @@ op = Op(
 class _NativeEngine:
     """The lazy search in C++; see csrc/include/fundad/kcenter.h."""
 
+    lazy = True
+
+    @staticmethod
+    def memory(n: int, d: int) -> int:
+        return n * (4 * d + 1200)  # measured peaks: 1,170 beside the row
+
     def __init__(self, x: Tensor, picks: Tensor) -> None:
         self._x = x  # the native object points into it
         (n, d), z, scale, slack = x.shape, *short_picture(x)
@@ -276,77 +340,14 @@ class _NativeEngine:
         return radius2
 
 
-def short_picture(x: Tensor) -> tuple[Tensor, float, float]:
-    """Fewer coordinates that may shrink distances but not stretch them.
-
-    The coordinates along the directions in which the rows vary most, and the norm of what is left:
-    by the triangle inequality two such norms differ by no more than the rests are apart.
-
-    Args:
-        x: ``[n, d]`` contiguous finite float32.
-
-    Returns:
-        ``z [n, p + 1]`` float32 with ``p`` a multiple of 32, ``scale`` and ``slack`` such that
-        ``|z_i - z_j| <= |x_i - x_j| / scale + slack`` for all rows, and norms of at most about 1.
-    """
-    n, d = x.shape
-    sample = x[:: max(1, n // 2048)].double()
-    # A float32 centre: where all rows agree, the difference is exactly zero.
-    center = sample.mean(0).float().double()
-    low, high = x.aminmax()
-    size = max(float(high), -float(low)) * 2 * math.sqrt(d)  # no norm is larger
-    scale = _power_of_two(size)
-    with _adapt.one_thread():
-        found, left = principal_axes((sample - center) / scale, min(128, d))
-    # Where 64 axes leave no more than 3 % of the variance, the others cost more than they save.
-    # (ReSAD's P + R of ResNet-18 leaves 2.5 %; its F leaves 22 %, and picking takes twice as long
-    # with 64.)
-    found = found[:, :64] if left <= 0.03 else found
-    p = -(-found.shape[1] // 32) * 32
-    axes = torch.zeros(d, p, dtype=torch.float64)
-    axes[:, : found.shape[1]] = found / scale
-    z = torch.empty(n, p + 1)
-    largest = _adapt.native().short_picture(
-        *(x.data_ptr(), n, d, center.data_ptr(), axes.data_ptr(), p, scale, z.data_ptr()),
-        *(_adapt.isa(), _adapt.threads(n * d * p)),
-    )
-    shrink = _power_of_two(largest)
-    z /= shrink
-    scale *= shrink
-    # Of each z: rounding to float32, and of the rest the root of what cancelled in float64.
-    slack = 2 * (2.0**-24 + math.sqrt(16 * (d + 64) * 2.0**-53))
-    return z, scale, slack
-
-
-def _power_of_two(size: float) -> float:
-    """The next power of two, by which a division is exact; 1 for 0."""
-    return 2.0 ** math.ceil(math.log2(size)) if size > 0 else 1.0
-
-
-def principal_axes(sample: Tensor, count: int) -> tuple[Tensor, float]:
-    """Roughly the directions in which a centred sample varies most, first first.
-
-    Returns:
-        ``[d, count]`` orthonormal float64, and what the first 64 of them leave of the variance.
-    """
-    d = sample.shape[1]
-    g = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(d, count, dtype=torch.float64, generator=g)).Q
-    for _ in range(2 if count < d else 0):  # subspace iteration: what is wanted is cheap, not exact
-        image = sample.T @ (sample @ axes)
-        size = image.abs().max()
-        if size == 0:
-            break
-        axes = torch.linalg.qr(image / size).Q
-    shadow = sample @ axes
-    along, turn = torch.linalg.eigh(shadow.T @ shadow)
-    total = float(sample.square().sum())
-    left = 1 - float(along[-64:].sum()) / total if total > 0 else 0.0
-    return axes @ turn.flip(1), left
-
-
 class _TorchEngine:
     """Every row against every pick, in float64 on the rows' device."""
+
+    lazy = False
+
+    @staticmethod
+    def memory(n: int, d: int) -> int:
+        return n * (4 * d + 8) + 4 * 8 * BLOCK["cuda"]
 
     def __init__(self, x: Tensor, picks: Tensor) -> None:
         self._x = x
@@ -378,13 +379,13 @@ class _TorchEngine:
         return self._reach2.clamp_min(0).float()
 
 
-_ENGINES: dict[str, Callable[[Tensor, Tensor], Engine]] = {
+_ENGINES: dict[str, type[Engine]] = {
     "cpu": _NativeEngine,
     "torch": _TorchEngine,
 }
 
 
-def _run(engine: Callable[[Tensor, Tensor], Engine], x: Tensor, k: int, start: int) -> Any:
+def _run(engine: type[Engine], x: Tensor, k: int, start: int) -> Any:
     search = engine(_adapt.dense(x), torch.tensor([start]))
     search.advance(k)
     return search.picks(), search.radius2()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _adapt
-from .kcenter import principal_axes
+from .short_picture import power_of_two, principal_axes
 
 ROWS, AXES, COARSE, FINE = 64, 128, 16, 64  # as in nearest.h
 LONGEST = 32_700  # of a vector of fine integers: products of two fit 32 bits
@@ -118,7 +118,7 @@ def _picture(rows: Tensor, center: Tensor) -> tuple[Tensor, Tensor, float, float
     middle = center.double()
     low, high = rows.aminmax()
     size = 2 * math.sqrt(d) * max(float(high), -float(low))  # no norm is larger
-    scale = _power_of_two(size)
+    scale = power_of_two(size)
     sample = (rows[:: max(1, n // 4096)].double() - middle) / scale
     with _adapt.one_thread():
         found, _ = principal_axes(sample, min(AXES, d))
@@ -129,14 +129,10 @@ def _picture(rows: Tensor, center: Tensor) -> tuple[Tensor, Tensor, float, float
         *(rows.data_ptr(), n, d, middle.data_ptr(), axes.data_ptr(), AXES, scale, z.data_ptr()),
         *(_adapt.isa(), _adapt.threads(n * d * AXES)),
     )
-    shrink = _power_of_two(largest)
+    shrink = power_of_two(largest)
     # Of each z: rounding to float32, and of the rest the root of what cancelled in float64.
     slack = 2 * (2.0**-24 + math.sqrt(16 * (d + 64) * 2.0**-53))
     return axes / shrink, z.div_(shrink), scale * shrink, slack
-
-
-def _power_of_two(size: float) -> float:
-    return 2.0 ** math.ceil(math.log2(size)) if size > 0 else 1.0
 
 
 def _vectors(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

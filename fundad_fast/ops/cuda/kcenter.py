@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _adapt
 from ..kcenter import _ENGINES, _run, op
-from .picture import frame_of
+from .picture import _ELEMENTS, frame_of
 
 LEAF = 64  # rows of a leaf; fixed in csrc/include/fundad/kcenter_cuda.h
 LEAVES_PER_BLOCK = 128
@@ -21,6 +21,14 @@ _NOWHERE = 1e15  # coordinate of what is no row: far from everything
 
 class CudaEngine:
     """The search in CUDA C++; see csrc/include/fundad/kcenter_cuda.h."""
+
+    lazy = True
+
+    @staticmethod
+    def memory(n: int, d: int) -> int:
+        """Counted, not measured: three pictures of at most 129 float32, numbers of rows and slots,
+        and steps in float64."""
+        return n * (4 * d + 3 * 4 * 129 + 160) + 4 * 8 * _ELEMENTS
 
     def __init__(self, x: Tensor, picks: Tensor) -> None:
         self._x = x

@@ -35,7 +35,7 @@ class _Short:
 class _Bank:
     """What searches in a bank need, made at the first one."""
 
-    version: int
+    version: int | None
     frame: Frame
     half: Tensor
     half2: Tensor
@@ -58,15 +58,14 @@ def _short(frame: Frame, x: Tensor) -> _Short:
 
 
 def _bank_of(bank: Tensor) -> _Bank:
-    made = _banks.get(bank)
-    if made is None or made.version != bank._version:
+    made, version = _banks.get(bank), _adapt.version(bank)
+    if made is None or version is None or made.version != version:
         rows = _adapt.dense(bank)
         frame = frame_of(rows, (31, 63, 127))
         short = _short(frame, rows)
         half2 = (short.norm2 / 2).float()
-        made = _Bank(
-            bank._version, frame, short.half, half2, short.size.max(), short.lost.max() * 1.0001
-        )
+        size, lost = short.size.max(), short.lost.max() * 1.0001
+        made = _Bank(version, frame, short.half, half2, size, lost)
         _banks[bank] = made
     return made
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short pictures of rows, made by torch on the rows' own device; see ``ops/kcenter.py``."""
+"""Short pictures of rows, made by torch on the rows' own device; see ``ops/short_picture.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _adapt
-from ..kcenter import _power_of_two, principal_axes
+from ..short_picture import power_of_two, principal_axes
 
 _ELEMENTS = 2**24  # float64 numbers that a step may hold
 
@@ -69,7 +69,7 @@ def frame_of(x: Tensor, sizes: Sequence[int]) -> Frame:
     center = sample.mean(0).float().double()  # where all rows agree, the difference is exactly zero
     low, high = x.aminmax()
     size = max(float(high), -float(low)) * 2 * math.sqrt(d)  # no norm is larger
-    scale = _power_of_two(size)
+    scale = power_of_two(size)
     with _adapt.one_thread():
         found, left = principal_axes((sample - center) / scale, min(128, d))
     if left <= 0.03:  # then the others cost more than they save, on the CPU
@@ -85,6 +85,6 @@ def frame_of(x: Tensor, sizes: Sequence[int]) -> Frame:
         largest2 = torch.maximum(
             largest2, ((part.double() - center) / scale).square_().sum(1).max()
         )
-    shrink = _power_of_two(math.sqrt(float(largest2)) * (1 + 1e-6))
+    shrink = power_of_two(math.sqrt(float(largest2)) * (1 + 1e-6))
     axes = (axes / (scale * shrink)).to(x.device)
     return Frame(center, axes, scale * shrink)

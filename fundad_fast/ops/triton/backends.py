@@ -114,8 +114,7 @@ def search(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple
 
     rows = _adapt.dense(bank)
     with torch.cuda.device_of(q):
-        # A tensor of inference mode does not say whether it was changed since.
-        version = None if bank.is_inference() else bank._version
+        version = _adapt.version(bank)
         before, made = _banks.get(bank, (None, None))
         if made is None or version is None or version != before:
             if not prepared:
