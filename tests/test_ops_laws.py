@@ -208,16 +208,17 @@ def test_a_state_takes_rows_of_inference_mode():
         assert torch.equal(kcenter(x, 9, state=kcenter_state(x))[0], kcenter(x.clone(), 9)[0])
 
 
-def test_float32_does_not_decide_between_nearly_equal_distances():
-    """Later picks lower the other rows by less than a float32 distance can tell, and must."""
+@pytest.mark.parametrize("nearer", [2.5e-6, 0])
+def test_float32_does_not_decide_between_nearly_equal_distances(nearer):
+    """A row half-way between the picks is nearer to the second by less than float32 can tell."""
     g = torch.Generator().manual_seed(4)
-    x = torch.zeros(130, 70)
-    x[1:, 0] = 1
-    x[65:, 0] = -1
-    x[1:, 1:] = 1e-4 * torch.randn(129, 69, generator=g)
     for _ in backends("kcenter"):
-        picks, radius2 = kcenter(x, 60)
-        OPS["kcenter"].check((x, 60, 0), (picks, radius2), OPS["kcenter"].reference(x, 60, 0))
+        for d in [1, 20, 300] * 40:
+            middle = torch.randn(d, generator=g).abs() + 0.1
+            far = 2 * middle.double() * (1 - nearer + 6e-8 * torch.randn(d, generator=g))
+            x = torch.stack([torch.zeros(d), middle, far.float()])
+            dist2 = (x.double() - x[1].double()).square().sum(1)
+            assert kcenter(x, 2)[1][1] == min(dist2[0], dist2[2]).float()
 
 
 def test_kcenter_ignores_gradients():
