@@ -24,6 +24,22 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr float kNowhere = 1e15f;  // coordinate of a row that fills up a leaf: far from everything
 
+// Aligned memory that nobody has written to: to set it would take one thread longer than all
+// threads take to fill it.
+class UnsetArray {
+ public:
+  explicit UnsetArray(std::size_t n) : n_(n), data_(CacheAligned<float>().allocate(n)) {}
+  ~UnsetArray() { CacheAligned<float>().deallocate(data_, n_); }
+  UnsetArray(const UnsetArray&) = delete;
+  UnsetArray& operator=(const UnsetArray&) = delete;
+  float* data() { return data_; }
+  const float* data() const { return data_; }
+
+ private:
+  std::size_t n_;
+  float* data_;
+};
+
 }  // namespace
 
 struct KCenter::Search {
@@ -32,7 +48,8 @@ struct KCenter::Search {
   const std::int64_t leaves, width;
 
   // Per slot, per leaf, per pick: see KCenterView.
-  AlignedVector<float> z, limit2, center, ball, pick_z, pick_row_z;
+  UnsetArray z;  // first written by the threads that fill the leaves
+  AlignedVector<float> limit2, center, ball, pick_z, pick_row_z;
   std::vector<std::int64_t> row, top_slot, picks, slot_of_row;
   std::vector<double> reach2, top2;
 
@@ -46,7 +63,7 @@ struct KCenter::Search {
         kernels(fundad::cpu::kernels(isa)),
         leaves((in.n + kLeafRows - 1) / kLeafRows),
         width(in.p + 1),
-        z(leaves * width * kLeafRows, kNowhere),
+        z(leaves * width * kLeafRows),
         limit2(leaves * kLeafRows, -1.f),
         center(leaves * width),
         ball(leaves),
@@ -68,6 +85,7 @@ struct KCenter::Search {
   void fill(std::int64_t leaf, const std::vector<std::int64_t>& order) {
     const std::int64_t first = leaf * kLeafRows, rows = std::min(kLeafRows, input.n - first);
     float* leaf_z = z.data() + leaf * width * kLeafRows;
+    if (rows < kLeafRows) std::fill_n(leaf_z, width * kLeafRows, kNowhere);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t i = order[first + r];
       row[first + r] = i;

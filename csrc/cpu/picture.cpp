@@ -5,12 +5,14 @@
 
 #include "fundad/kcenter.h"
 #include "kernels.h"
+#include "pages.h"
 
 namespace fundad::cpu {
 
 double short_picture(const PictureArgs& a, Isa isa, int threads) {
   const Kernels& run = kernels(isa);
   double largest2 = 0;
+  large_pages(a.z, a.n * (a.p + 1) * sizeof(float));
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(max : largest2)
   {
     std::vector<double> scratch(kPictureRows * a.d);
