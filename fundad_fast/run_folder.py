@@ -18,7 +18,7 @@ import io
 import json
 import os
 import re
-import threading
+import secrets
 import time
 import zipfile
 import zlib
@@ -115,8 +115,8 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     one to finish wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{os.getpid()}-{threading.get_ident()}"
-    part = path.with_name(f".{path.name[:40]}.{own}.part")
+    # Of no two writers the same, also where they are processes of several machines.
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with open(part, mode, **text) as file:  # type: ignore[call-overload]
@@ -181,12 +181,16 @@ class RunFolder:
             self._check_same(before)
             self.about |= {key: before[key] for key in ("created", "seconds") if key in before}
         (self.path / "scores").mkdir(exist_ok=True)
-        for place in (".run.json.*", ".failed.csv.*", "scores/.*", "maps/*/.*"):
-            for torn in self.path.glob(f"{place}.part"):
-                torn.unlink()
+        self.sweep()
         self._mend_log()
         self.write_json("run.json", self.about)
         return going_on
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left half done."""
+        for place in (".run.json.*", ".failed.csv.*", "scores/.*", "maps/*/.*"):
+            for torn in self.path.glob(f"{place}.part"):
+                torn.unlink(missing_ok=True)
 
     def _mend_log(self) -> None:
         """Cut off a last line that a kill or a full disk has left without its end."""

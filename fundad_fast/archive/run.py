@@ -5,7 +5,9 @@ What goes on where: items without a row are scored; so are, anew, items whose fi
 are no longer what their row says. The old row goes first, so the parts never hold two of one id.
 
 The four stages work at the same time. Rows are written in the order of the items' batches whatever
-the threads do, and a row is written after its map.
+the threads do, and a row is written after its map. Another engine may run the same stages elsewhere
+(:mod:`fundad_fast.archive.ray_engine`); what is to be scored is settled here, and rows are written
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -36,6 +38,8 @@ from .standing import Standing
 
 Check = Callable[[Item, Prepared], tuple[str, str] | None]
 Rows = list[dict[str, Any]]
+Keep = Callable[[Rows, str], None]
+"""Takes rows to be written, and the name of the stage that limits."""
 
 _REGION_THREADS = 2
 _ROOM = 2
@@ -70,6 +74,16 @@ class ScoreOptions:
     naming: Naming = field(default_factory=Naming)
 
 
+class Engine(Protocol):
+    """Where the stages run, when it is not in this process."""
+
+    def __call__(
+        self, maker: RowMaker, items: Iterator[Item], options: ScoreOptions, keep: Keep
+    ) -> Stages:
+        """Hand the row of every item to ``keep``, once, from this thread; returns the times."""
+        ...
+
+
 def score_run(
     bundle: Bundle,
     dataset: Dataset | Inventory,
@@ -79,6 +93,7 @@ def score_run(
     kind: str = "score",
     options: ScoreOptions | None = None,
     check: Check | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> dict[str, int]:
     """Score items into a run folder; an interrupted run of the same model and settings goes on.
@@ -101,7 +116,8 @@ def score_run(
         kind: ``score`` or ``eval``.
         options: batch size, threads, limits.
         check: may turn a prepared image into a failed row, as ``(status, error)``; called from
-            several threads.
+            several threads. Not for another engine.
+        engine: where the stages run; by default in threads of this process.
         progress: told about the images.
 
     Returns:
@@ -143,19 +159,21 @@ def score_run(
         wanted = min(standing.inputs, options.limit or standing.inputs)
         with progress.task("score", wanted, "images") as task:
             task.advance(wanted - standing.todo)
-            pipeline = _Pipeline(maker, options, check, task, standing.todo, standing.counts, jpeg)
-            pipeline.run(standing.without_a_row(islice(iter(mine), options.limit)))
+            keeper = _Keeper(run, task, standing.todo, standing.counts)
+            todo = standing.without_a_row(islice(iter(mine), options.limit))
+            if engine is None:
+                pipeline = Pipeline(maker, options, check, keeper, jpeg)
+                pipeline.run(todo)
+                stages, memory = pipeline.stages, pipeline.memory
+            else:
+                stages, memory = engine(maker, todo, options, keeper), "of each worker"
         run.flush()
         counts = dict(standing.counts)
         ends = {
             "inputs": standing.inputs,
             "left": standing.missing - standing.todo,
             "counts": counts,
-            "profile": {
-                **pipeline.stages.profile(pipeline.done),
-                "memory": "page-locked" if pipeline.pinned else "pageable",
-                "jpeg": decoder,
-            },
+            "profile": {**stages.profile(keeper.done), "memory": memory, "jpeg": decoder},
             "seconds": round(run.about.get("seconds", 0.0) + time.monotonic() - began, 3),
         }
         run.write_json("run.json", {**run.about, **ends})
@@ -185,28 +203,61 @@ class _Part:
         return (item for item in self.items if holds(item.id))
 
 
-class _Pipeline:
-    """Four stages: read (a loader's threads), score (the caller's), regions and maps, write."""
+class _Keeper:
+    """Adds rows to the run, and tells how far it is."""
+
+    def __init__(self, run: RunFolder, task: Task, total: int, counts: Counter[str]) -> None:
+        self.run, self.task, self.total, self.counts, self.done = run, task, total, counts, 0
+        self._began = time.perf_counter()
+
+    def __call__(self, rows: Rows, limits: str) -> None:
+        for row in rows:
+            self.run.add(row)
+            self.counts[row["status"]] += 1
+        self.done += len(rows)
+        rate = self.done / (time.perf_counter() - self._began)
+        self.task.advance(
+            len(rows),
+            failed=sum(row["status"] != "ok" for row in rows),
+            images_per_second=round(rate, 2),
+            eta_seconds=round((self.total - self.done) / rate),
+            limits=limits,
+        )
+
+
+class Pipeline:
+    """Four stages: read (a loader's threads), score (the caller's), regions and maps, write.
+
+    Args:
+        maker: makes the rows, and writes the maps.
+        options: of the run.
+        check: see :func:`score_run`.
+        keep: takes the rows, from a thread of its own.
+        jpeg: decodes JPEG files, where it is not libjpeg-turbo.
+
+    Attributes:
+        stages: where the time goes.
+        memory: of the batches: page-locked or pageable.
+    """
 
     def __init__(
         self,
         maker: RowMaker,
         options: ScoreOptions,
         check: Check | None,
-        task: Task,
-        total: int,
-        counts: Counter[str],
-        jpeg: JpegDecoder | None,
+        keep: Keep,
+        jpeg: JpegDecoder | None = None,
     ) -> None:
-        self.maker, self.options, self.check, self.jpeg = maker, options, check, jpeg
-        self.task, self.total, self.counts, self.done = task, total, counts, 0
+        self.maker, self.options, self.check, self.keep = maker, options, check, keep
+        self.jpeg = jpeg
         self.score = Scorer(maker.bundle)
-        self.pinned = maker.bundle.method.device.type == "cuda"
+        self._pinned = maker.bundle.method.device.type == "cuda"
+        self.memory = "page-locked" if self._pinned else "pageable"
         self._files: dict[str, Files] = {}
         self.stages = Stages(read=1, score=1, regions=_REGION_THREADS, write=1)
 
     def run(self, items: Iterator[Item]) -> None:
-        """Score the items and add their rows."""
+        """Score the items and hand on their rows."""
         torch.get_num_threads()  # this thread keeps its own setting, whatever pools do meanwhile
         loader = Loader(
             FileStream(self._noting_files(items), self.jpeg),
@@ -214,7 +265,7 @@ class _Pipeline:
             batch_size=self.options.batch_size,
             threads=self.options.threads,
             max_megapixels=self.options.max_megapixels,
-            pinned=self.pinned,
+            pinned=self._pinned,
         )
         chunks = self.stages.channel(_ROOM, "read", "score")
         made = self.stages.channel(_ROOM + _REGION_THREADS, "score", "write")
@@ -260,23 +311,12 @@ class _Pipeline:
         return rows, time.perf_counter() - began
 
     def _write(self, made: Channel[tuple[Chunk, Future[tuple[Rows, float]]]]) -> None:
-        times, began = self.stages.times, time.perf_counter()
+        times = self.stages.times
         for chunk, future in made:
             waited = time.perf_counter()
             rows, busy = future.result()
             times["write"].starved += time.perf_counter() - waited
             times["regions"].busy += busy
             with times["write"].working():
-                for row in rows:
-                    self.maker.run.add(row)
-                    self.counts[row["status"]] += 1
-            self.done += len(rows)
-            rate = self.done / (time.perf_counter() - began)
-            self.task.advance(
-                len(chunk),
-                failed=len(chunk.failures),
-                images_per_second=round(rate, 2),
-                eta_seconds=round((self.total - self.done) / rate),
-                limits=self.stages.limiting(),
-            )
+                self.keep(rows, self.stages.limiting())
             del chunk, future, rows

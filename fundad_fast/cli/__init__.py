@@ -11,11 +11,12 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..progress import progress
+from .engines import which_engine, which_shard
 from .export import export
 from .fitting import (
     demo_detector,
@@ -34,6 +35,8 @@ from .options import (
     Config,
     Deidentify,
     Device,
+    Engine,
+    EngineOption,
     External,
     GpuDecode,
     KeyFile,
@@ -69,13 +72,13 @@ from .steps import (
     fresh,
     listed,
     print_counts,
+    print_info,
     print_score_plan,
     score_into,
     takes_volumes,
     test_images,
     told,
     use_threads,
-    which_shard,
 )
 from .tasks import tasks
 
@@ -193,6 +196,7 @@ def score(
     gpu_decode: GpuDecode = False,
     deidentify: Deidentify = False,
     key: KeyFile = None,
+    engine: EngineOption = Engine.local,
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
@@ -203,6 +207,7 @@ def score(
             top = 0
         elif key is not None:
             raise UsageError("--key is for --deidentify")
+        runs_on = which_engine(engine, model, device, compile, gpu_decode)
         shown = progress(show)
         source = from_stdin(null) if inputs == ["-"] else inputs
         dataset = stack.enter_context(listed(source, pages.value, output, takes_volumes(model)))
@@ -232,6 +237,7 @@ def score(
             gpu_decode=gpu_decode,
             deidentify=deidentify,
             key=key,
+            engine=runs_on,
         )
         if with_report:
             from ..report import write_report
@@ -466,28 +472,7 @@ def info(
         if settings is not None:
             print_settings(settings)
             return
-        from .. import ops
-        from ..backbones import cached_file
-        from ..bundle import environment
-
-        print("versions")
-        for name, value in environment().items():
-            print(f"  {name} {value}")
-        status = ops.status()
-        print("build")
-        build: Any = status["build"]
-        for name, value in build.items():
-            print(f"  {name}: {value}")
-        print("operators (backend in use, and why not the ones before it)")
-        choices: Any = status["ops"]
-        for choice in choices:
-            refusals = "; ".join(f"{name}: {why}" for name, why in choice.refusals.items())
-            refusals = f"   ({refusals})" if refusals else ""
-            print(f"  {choice.op} on {choice.device}: {choice.chosen}{refusals}")
-        print("pretrained weights in the local cache")
-        for name in ("wide_resnet50_2.tv_in1k", "resnet18.tv_in1k"):
-            found = cached_file(name)
-            print(f"  {name}: {found or 'none; give --weights FILE.safetensors when offline'}")
+        print_info()
 
 
 def main() -> None:

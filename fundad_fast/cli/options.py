@@ -33,6 +33,11 @@ class CompileMode(StrEnum):
     max_autotune = "max-autotune"
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 MethodName = Annotated[
     str | None, typer.Option("--method", "-m", help="resad, patchcore, manytasks")
 ]
@@ -105,6 +110,12 @@ Deidentify = Annotated[
 KeyFile = Annotated[
     Path | None,
     typer.Option("--key", help="Key of --deidentify; default: made beside OUTPUT, as OUTPUT.key."),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine", help="Where the work is done: local, or ray (on all nodes of a Ray cluster)."
+    ),
 ]
 ShardOption = Annotated[
     str | None,

@@ -23,6 +23,7 @@ from ..progress import Progress
 from .options import UsageError
 
 if TYPE_CHECKING:
+    from ..archive.run import Engine
     from ..archive.sharding import Shard
     from ..data import Dataset, Inventory, Item
 
@@ -103,15 +104,6 @@ def use_threads(threads: int | None) -> int | None:
 
         torch.set_num_threads(threads)
     return threads
-
-
-def which_shard(text: str | None) -> Shard | None:
-    from ..archive.sharding import Shard
-
-    try:
-        return None if text is None else Shard.parse(text)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
 
 
 def print_score_plan(
@@ -241,6 +233,7 @@ def score_into(
     gpu_decode: bool = False,
     deidentify: bool = False,
     key: Path | None = None,
+    engine: Engine | None = None,
 ) -> int:
     """Score into a run folder and draw overlays; returns the number of failed rows."""
     from ..archive.deidentify import Hidden, key_of
@@ -250,7 +243,8 @@ def score_into(
     from ..detector import load
     from ..report.overlays import make_overlays
 
-    detector = load(model, device=device, compile=compile)
+    # With another engine, the model here only says what it is.
+    detector = load(model, device="cpu" if engine else device, compile=None if engine else compile)
     assert detector.bundle_ is not None
     if overwrite:
         fresh(output, overwrite, "run.json")
@@ -274,6 +268,7 @@ def score_into(
         kind=kind,
         options=options,
         check=partial(check_mask, max_megapixels=max_megapixels) if kind == "eval" else None,
+        engine=engine,
         progress=shown,
     )
     seconds = time.monotonic() - began
@@ -383,3 +378,29 @@ def _compare_runs(
     short = {name: result["metrics"][name] for name in SUMMARY if name in result["metrics"]}
     print(f"a = {run}, b = {against}")
     print(markdown_comparison({**result, "metrics": short, "groups": {"lesion_type": {}}}))
+
+
+def print_info() -> None:
+    """Say what is installed and in force."""
+    from .. import ops
+    from ..backbones import cached_file
+    from ..bundle import environment
+
+    print("versions")
+    for name, value in environment().items():
+        print(f"  {name} {value}")
+    status = ops.status()
+    print("build")
+    build: Any = status["build"]
+    for name, value in build.items():
+        print(f"  {name}: {value}")
+    print("operators (backend in use, and why not the ones before it)")
+    choices: Any = status["ops"]
+    for choice in choices:
+        refusals = "; ".join(f"{name}: {why}" for name, why in choice.refusals.items())
+        refusals = f"   ({refusals})" if refusals else ""
+        print(f"  {choice.op} on {choice.device}: {choice.chosen}{refusals}")
+    print("pretrained weights in the local cache")
+    for name in ("wide_resnet50_2.tv_in1k", "resnet18.tv_in1k"):
+        found = cached_file(name)
+        print(f"  {name}: {found or 'none; give --weights FILE.safetensors when offline'}")
