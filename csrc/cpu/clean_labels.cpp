@@ -2,6 +2,7 @@
 #include "fundad/clean_labels.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -30,43 +31,82 @@ Extent extent_of(const LabelBox& box) {
   return e;
 }
 
-struct Cell {
-  std::int64_t at[3];
+// Cells [lo, hi) of a line along the last axis, all of them in the mask.
+struct Run {
+  std::int64_t z, y, lo, hi, part;
 };
+
+// Runs of a mask, line by line; `lines` has the first run of each line, and an end.
+std::vector<Run> runs_of(const bool* mask, const Extent& e, std::vector<std::int64_t>& lines) {
+  std::vector<Run> runs;
+  lines.clear();
+  for (std::int64_t z = 0; z < e.n[0]; ++z)
+    for (std::int64_t y = 0; y < e.n[1]; ++y) {
+      lines.push_back(static_cast<std::int64_t>(runs.size()));
+      const bool *line = mask + (z * e.n[1] + y) * e.n[2], *end = line + e.n[2];
+      for (const bool* at = line; at < end;) {
+        const void* first = std::memchr(at, 1, end - at);
+        if (first == nullptr) break;
+        const bool* lo = static_cast<const bool*>(first);
+        const void* after = std::memchr(lo, 0, end - lo);
+        at = after == nullptr ? end : static_cast<const bool*>(after);
+        runs.push_back({z, y, lo - line, at - line, static_cast<std::int64_t>(runs.size())});
+      }
+    }
+  lines.push_back(static_cast<std::int64_t>(runs.size()));
+  return runs;
+}
+
+// The first run of the part that a run belongs to.
+std::int64_t first_of(std::vector<Run>& runs, std::int64_t i) {
+  while (runs[i].part != i) i = runs[i].part = runs[runs[i].part].part;
+  return i;
+}
+
+// Joins the runs of two lines that lie side by side.
+void join(std::vector<Run>& runs, std::int64_t a, std::int64_t a_end, std::int64_t b,
+          std::int64_t b_end) {
+  while (a < a_end && b < b_end) {
+    if (runs[a].lo < runs[b].hi && runs[b].lo < runs[a].hi) {
+      const std::int64_t one = first_of(runs, a), other = first_of(runs, b);
+      runs[std::max(one, other)].part = std::min(one, other);
+    }
+    if (runs[a].hi < runs[b].hi) {
+      ++a;
+    } else {
+      ++b;
+    }
+  }
+}
 
 // Bounding boxes of face-connected parts, in the order of their first cells.
 std::vector<Bounds> parts_of(const bool* mask, const Extent& e) {
-  std::vector<unsigned char> left(mask, mask + e.cells());
-  std::vector<Cell> stack;
-  std::vector<Bounds> found;
-  const std::int64_t step[3] = {e.n[1] * e.n[2], e.n[2], 1};
-  const auto take = [&](const Cell& c) {
-    left[c.at[0] * step[0] + c.at[1] * step[1] + c.at[2]] = 0;
-    stack.push_back(c);
-  };
+  std::vector<std::int64_t> lines;
+  std::vector<Run> runs = runs_of(mask, e, lines);
   for (std::int64_t z = 0; z < e.n[0]; ++z)
-    for (std::int64_t y = 0; y < e.n[1]; ++y)
-      for (std::int64_t x = 0; x < e.n[2]; ++x) {
-        if (!left[z * step[0] + y * step[1] + x]) continue;
-        Bounds b{{e.n[0], e.n[1], e.n[2]}, {0, 0, 0}};
-        take({{z, y, x}});
-        while (!stack.empty()) {
-          const Cell c = stack.back();
-          stack.pop_back();
-          const std::int64_t now = c.at[0] * step[0] + c.at[1] * step[1] + c.at[2];
-          for (int axis = 0; axis < 3; ++axis) {
-            b.lo[axis] = std::min(b.lo[axis], c.at[axis]);
-            b.hi[axis] = std::max(b.hi[axis], c.at[axis] + 1);
-            for (const int way : {-1, 1}) {
-              Cell next = c;
-              next.at[axis] += way;
-              if (next.at[axis] < 0 || next.at[axis] >= e.n[axis]) continue;
-              if (left[now + way * step[axis]]) take(next);
-            }
-          }
-        }
-        found.push_back(b);
-      }
+    for (std::int64_t y = 0; y < e.n[1]; ++y) {
+      const std::int64_t* line = lines.data() + z * e.n[1] + y;
+      const std::int64_t back = e.n[1];
+      if (y > 0) join(runs, line[-1], line[0], line[0], line[1]);
+      if (z > 0) join(runs, line[-back], line[1 - back], line[0], line[1]);
+    }
+  std::vector<Bounds> found;
+  std::vector<std::int64_t> number(runs.size());
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    const std::int64_t first = first_of(runs, static_cast<std::int64_t>(i));
+    const Bounds own{{run.z, run.y, run.lo}, {run.z + 1, run.y + 1, run.hi}};
+    if (first == static_cast<std::int64_t>(i)) {
+      number[i] = static_cast<std::int64_t>(found.size());
+      found.push_back(own);
+      continue;
+    }
+    Bounds& all = found[number[first]];
+    for (int axis = 0; axis < 3; ++axis) {
+      all.lo[axis] = std::min(all.lo[axis], own.lo[axis]);
+      all.hi[axis] = std::max(all.hi[axis], own.hi[axis]);
+    }
+  }
   return found;
 }
 

@@ -2,7 +2,6 @@
 #include "fundad/spline_sample.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -25,8 +24,10 @@ Four load(const float* p) {
 
 // The splines of the four cells around a point that lies t beyond the second one.
 Four splines(float t) {
-  const float u = 1 - t, sixth = 1.0f / 6;
-  return Four{u * u * u, 4 - 3 * t * t * (1 + u), 4 - 3 * u * u * (1 + t), t * t * t} * sixth;
+  constexpr float s = 1.0f / 6;
+  const Four cubic{-s, 3 * s, -3 * s, s}, square{3 * s, -6 * s, 3 * s, 0};
+  const Four linear{-3 * s, 0, 3 * s, 0}, constant{s, 4 * s, s, 0};
+  return ((cubic * t + square) * t + linear) * t + constant;
 }
 
 template <int kAxes>
@@ -46,9 +47,12 @@ void sample(const SplineImage& s, bool zero, std::int64_t lo, std::int64_t hi) {
       outside |= x < 0 || x > last;
       const float lowest = zero ? 0 : -kReach, highest = zero ? last : last + kReach;
       const float at = std::min(std::max(lowest, x), highest);  // the lowest if it is no number
-      const float whole = std::min(std::floor(at), last + kReach - 1);
+      // Cut towards zero, then down: the rounding instruction is not in the narrowest set.
+      const auto cut = static_cast<std::int32_t>(at);
+      const float down = static_cast<float>(cut - (at < static_cast<float>(cut)));
+      const float whole = std::min(down, last + kReach - 1);
       weight[axis] = splines(at - whole);
-      first += (static_cast<std::int64_t>(whole) + kSplineMargin - 1) * step[axis];
+      first += (static_cast<std::int32_t>(whole) + kSplineMargin - 1) * step[axis];
     }
     for (std::int64_t channel = 0; channel < s.channels; ++channel) {
       const float* table = s.table + channel * cells + first;

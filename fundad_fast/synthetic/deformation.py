@@ -118,7 +118,7 @@ def deform(canvas: Canvas, spots: Sequence[Spot]) -> None:
     device = canvas.image.device
     cells = upload([s.decision.cells for s in moving], device)
     boxes = [canvas.crop(spot).contiguous() for spot in moving]
-    points = positions([s.form for s in moving], [s.decision for s in moving], cells)
+    points = upload([positions(s.form, s.decision) for s in moving], device)
     values = ops.spline_sample(boxes, points, "edge")
     for spot, box, at, value in zip(moving, boxes, cells, values, strict=True):
         box.flatten(1).index_copy_(1, at, value)
@@ -129,44 +129,24 @@ def _on(inside: Mask, canvas: Canvas) -> Tensor:
     return torch.from_numpy(inside).to(canvas.mask.device)
 
 
-def positions(
-    forms: Sequence[Form], decisions: Sequence[Deformation], cells: Sequence[Tensor]
-) -> list[Tensor]:
-    """Where the values of cells are read: ``[d, n]`` float32 each, in cells of the box.
+def positions(form: Form, drawn: Deformation) -> NDArray[np.float32]:
+    """Where the values of the moving cells are read: ``[d, n]``, in cells of the box.
 
-    Args:
-        forms: the shapes.
-        decisions: what was drawn.
-        cells: ``[n]`` int64 of each, counted through its box.
+    On the CPU: cells are few, and what is said of a shape once need not be said for each of them.
     """
-    device = cells[0].device
-    counts = [len(c) for c in cells]
-    axes = len(forms[0].half)
-    # One row for each shape, one column for each of its numbers; then one column for each cell.
-    rows = []
-    for form, drawn in zip(forms, decisions, strict=True):
-        own = form.inverse / np.array(form.half)[:, None]  # to the unit cube or ball
-        origin = own @ (np.array(drawn.centre) - form.centre)
-        rows.append([*own.ravel().tolist(), *origin.tolist(), *drawn.centre])
-        rows[-1] += [*form.inside.shape[1:], drawn.exponent, drawn.kind == "sink", form.ellipsoid]
-    table = torch.tensor(rows, dtype=torch.float32).T.to(device)
-    table = table.repeat_interleave(torch.tensor(counts, device=device), 1, output_size=sum(counts))
-    inverse = table[: axes * axes].view(axes, axes, -1)
-    origin, centre = table[axes * axes :][: 2 * axes].view(2, axes, -1)
-    extent = table[(axes + 2) * axes : -3].int()
-    power, sink, ellipsoid = table[-3], table[-2].bool(), table[-1].bool()
-
-    left, at = torch.cat(list(cells)).int(), []
-    for size in reversed(extent):
-        rest = left // size
-        at.append(left - rest * size)
-        left = rest
-    offset = torch.stack([left, *reversed(at)]).sub(centre)
-    rho = offset.square().sum(0).sqrt_()
-    direction = offset.div_(rho)
-    d = surface_distance(origin, (inverse * direction).sum(1), ellipsoid)
-    # The rim may lie beyond the surface by rounding, and a negative base has no power.
-    share = rho.div_(d).clamp_(max=1)
-    pulled = torch.where(sink, 1 - share, share).pow_(power)
-    read = torch.where(sink, 1 - pulled, pulled).mul_(d)
-    return list(direction.mul_(read).add_(centre).split(counts, 1))
+    own = form.inverse / np.array(form.half)[:, None]  # to the unit cube or ball
+    origin = own @ (np.array(drawn.centre) - form.centre)
+    offset = np.empty((len(own), len(drawn.cells)), np.float32)
+    at = np.unravel_index(drawn.cells, form.inside.shape)
+    for axis, (cells, centre) in enumerate(zip(at, drawn.centre, strict=True)):
+        np.subtract(cells, centre, out=offset[axis], casting="unsafe")
+    # d/ρ, the distance to the surface in units of that to the cell: at least 1, but for rounding.
+    reach = surface_distance(
+        origin.astype(np.float32), own.astype(np.float32) @ offset, form.ellipsoid
+    )
+    np.maximum(reach, 1, out=reach)
+    share, power = 1 / reach, np.float32(drawn.exponent)
+    reach *= 1 - (1 - share) ** power if drawn.kind == "sink" else share**power
+    offset *= reach
+    offset += np.array(drawn.centre, np.float32)[:, None]
+    return offset

@@ -99,9 +99,8 @@ def draw_rotation(rng: np.random.Generator, axes: int, most: float) -> Matrix:
     matrix = np.eye(axes)
     for (a, b), angle in zip(pairs, rng.uniform(-most, most, len(pairs)).tolist(), strict=True):
         cosine, sine = math.cos(angle), math.sin(angle)
-        rows = matrix[[a, b]]
-        matrix[a] = cosine * rows[0] - sine * rows[1]
-        matrix[b] = sine * rows[0] + cosine * rows[1]
+        one, other = matrix[a], matrix[b]
+        matrix[a], matrix[b] = cosine * one - sine * other, sine * one + cosine * other
     return matrix
 
 
@@ -112,17 +111,13 @@ def _reach(matrix: Matrix, extent: Sequence[int]) -> list[int]:
 
 
 def _inside(ellipsoid: bool, half: Sequence[float], inverse: Matrix, reach: Sequence[int]) -> Mask:
-    axes = len(half)
     inverse = inverse / np.array(half)[:, None]
-    lines = [
-        np.arange(-r, r + 1, dtype=np.float64).reshape([-1 if a == d else 1 for a in range(axes)])
-        for d, r in enumerate(reach)
-    ]
+    lines = [np.arange(-r, r + 1.0) for r in reach]
     total: Any = None
     for row in inverse.tolist():
         along: Any = row[0] * lines[0]
         for factor, line in zip(row[1:], lines[1:], strict=True):
-            along = along + factor * line
+            along = along[..., None] + factor * line
         if ellipsoid:
             along = np.square(along, out=along)
             total = along if total is None else np.add(total, along, out=total)

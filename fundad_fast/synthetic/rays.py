@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
 
 
-def surface_distance(origin: Tensor, direction: Tensor, ellipsoid: Tensor) -> Tensor:
+def surface_distance(origin: Floats, direction: Floats, ellipsoid: bool) -> Floats:
     """Distance along rays to the surface of the cube [-1, 1] or of the ball of radius 1.
 
     Lines stay lines under a linear map, and so do shares of their length: for another box or
@@ -15,20 +19,20 @@ def surface_distance(origin: Tensor, direction: Tensor, ellipsoid: Tensor) -> Te
     and take the result in units of the direction's length before.
 
     Args:
-        origin: ``[d, ...]`` within or on the shape.
-        direction: ``[d, ...]``, of any length but zero.
-        ellipsoid: ``[...]`` bool: ball, or cube.
-
-        They are broadcast against each other.
+        origin: ``[d]`` within or on the shape.
+        direction: ``[d, n]``, of any length but zero, of the same type.
+        ellipsoid: ball, or cube.
 
     Returns:
-        ``[...]`` >= 0, in lengths of ``direction``: where the ray leaves the shape.
+        ``[n]`` >= 0, in lengths of ``direction``: where each ray leaves the shape.
     """
-    v, one = direction, torch.ones((), dtype=direction.dtype, device=direction.device)
-    to_face = (torch.copysign(one, v) - origin) / v
-    # Along a face, a component of zero reaches none: 0/0 must not win.
-    cube = to_face.nan_to_num_(nan=torch.inf, posinf=torch.inf).amin(0)
-    a, b, c = (v * v).sum(0), (origin * v).sum(0), (origin * origin).sum(0) - 1
-    # c <= 0 within, so that one root is not negative; rounding on the surface must not undo that.
-    ball = ((b * b - a * c).clamp_(min=0).sqrt_() - b) / a
-    return torch.where(ellipsoid, ball, cube).clamp_(min=0)
+    if ellipsoid:
+        a = np.einsum("ij,ij->j", direction, direction)
+        b = origin @ direction
+        # Within, this is not positive, and so one root is not negative.
+        c = min(origin @ origin - 1, origin.dtype.type(0))
+        return np.maximum((np.sqrt(b * b - a * c) - b) / a, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        to_face = (np.copysign(origin.dtype.type(1), direction) - origin[:, None]) / direction
+    # Along a face, a component of zero reaches none: fmin takes numbers before 0/0.
+    return np.maximum(np.fmin.reduce(to_face, axis=0), 0)
