@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs on a machine of a cluster, tested without one."""
 
+import socket
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from cluster_models import load_null, load_other
 from null_method import Null, make_images, null_bundle, score_null, table
 
 from fundad_fast import run_folder
-from fundad_fast.archive.ray_engine import RayEngine
+from fundad_fast.archive.ray_engine import RayEngine, check_address
 from fundad_fast.archive.ray_worker import Done, Job, Worker
 from fundad_fast.archive.run import ScoreOptions
 from fundad_fast.bundle import BundleError, environment
@@ -175,3 +176,13 @@ def test_a_single_device_is_not_for_a_cluster(device, tmp_path):
     with pytest.raises(UsageError, match="--gpu-decode with --engine ray"):
         which_engine(Engine.ray, tmp_path, None, None, True)
     assert which_engine(Engine.local, tmp_path, device, None, False) is None
+
+
+def test_an_address_at_which_nothing_answers_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_address(address)
+    with pytest.raises(RunError, match=f"nothing answers at RAY_ADDRESS={address}"):
+        check_address(address)
+    for other in ("", "auto", "local", "ray://somewhere:10001"):
+        check_address(other)

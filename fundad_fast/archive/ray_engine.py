@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ _LOOK_AROUND = 2.0  # seconds between looks for nodes
 _PATIENCE = 300.0  # seconds without any worker: Ray may be starting nodes, torch be slow to load
 _DEATHS = 5  # of workers at one place, one after the other with nothing done
 _MOMENT = 0.5
+_ANSWERS_IN = 5.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -132,6 +134,23 @@ def _absolute(item: Item) -> Item:
     )
 
 
+def check_address(address: str) -> None:
+    """Ask whether anything answers at ``host:port``: Ray itself would try for minutes.
+
+    Raises:
+        RunError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():  # another form, such as auto, which Ray looks at
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_IN).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"nothing answers at RAY_ADDRESS={address} ({error}); start Ray there, or unset it"
+        ) from error
+
+
 @contextmanager
 def _connected(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
@@ -139,6 +158,7 @@ def _connected(ray: Any) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         try:
