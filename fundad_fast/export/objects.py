@@ -141,7 +141,6 @@ def regions_of(scores: F32, inside: Bool | None, threshold: float) -> Regions | 
         at most ``MAX_REGIONS`` regions, and one more of all the others together.
     """
     import cv2
-    from scipy.ndimage import maximum
 
     over = scores > threshold
     if inside is not None:
@@ -149,7 +148,8 @@ def regions_of(scores: F32, inside: Bool | None, threshold: float) -> Regions | 
     count, found = cv2.connectedComponents(over.astype(np.uint8), connectivity=8)
     if count == 1:
         return None
-    worst = np.asarray(maximum(scores, found, np.arange(1, count)), np.float32)
+    worst = np.full(count - 1, -np.inf, np.float32)
+    np.maximum.at(worst, found[over].astype(np.intp) - 1, scores[over])
     order = np.argsort(-worst, kind="stable")
     number = np.zeros(count, np.uint8)
     number[1 + order] = np.minimum(np.arange(1, count), MAX_REGIONS + 1)
