@@ -216,3 +216,8 @@ def test_few_training_images_leave_room_for_chance():
     assert not compare_looks(few, {"brightness": np.r_[np.full(60, 0.1), np.full(40, 0.35)]})[
         0
     ].unlike
+
+
+def test_a_score_at_the_healthy_median_is_half_below_it():
+    found = like_healthy([1.0, 2.0, 2.0, 9.0], [1.0, 2.0, 3.0], threshold=None, target_fpr=None)
+    assert found.below_median == 0.5

@@ -342,3 +342,17 @@ def test_scoring_ends_with_the_warning(tmp_path: Path, fitted: Any) -> None:
     assert "100 % of the images have another shorter side than the training" in result.output
     assert "(median 48 pixels, training images 96)" in result.output
     assert "Scores were not judged: 24 images and 12 held-out" in report(tmp_path / "run").text
+
+
+def test_of_images_that_are_known_to_be_healthy_none_are_abnormal(tmp_path: Path) -> None:
+    rows = [{"score": 1.12 * s} for s in scores(500)]
+    assert archive_warnings(archive(tmp_path / "unknown" / "run", rows)) == []
+    known = [{**row, "gt_label": 0} for row in rows]
+    above, below = archive_warnings(archive(tmp_path / "run", known))
+    assert re.search(r"above the threshold, where at most 5 % would be\.$", above)
+    assert re.search(r"where at least 50 % would\.$", below)
+
+
+def test_some_failures_are_no_sign(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"score": None}] * 20 + [{"score": s} for s in scores(80)]
+    assert archive_warnings(archive(tmp_path / "run", rows)) == []

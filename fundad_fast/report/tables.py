@@ -70,10 +70,9 @@ def data(run: Run, patients: Patients | None) -> dict[str, Any]:
         {"word": d.word, "names": d.names, "code": d.code[order].tolist()} for d in divisions(run)
     ]
     if patients is not None:
-        table = by_patients.table_data(run, patients, order)
-        code = patients.of_row[order]
-        found["patient"] = np.where(code < len(table["name"]), code, -1).tolist()
-        found["patients"] = table
+        # Both are worst first, so that no row is of a patient beyond those in the table.
+        found["patient"] = patients.of_row[order].tolist()
+        found["patients"] = by_patients.table_data(run, patients, order)
     return found
 
 
