@@ -296,13 +296,14 @@ def test_what_older_models_and_runs_lack_is_said(tmp_path: Path) -> None:
 def test_names_of_months_groups_and_patients_stay_text(tmp_path: Path) -> None:
     nasty = "</script><q>&'\""
     rows = [
-        patient(nasty + str(k % 2), nasty, s, group=nasty + str(k % 2))
+        patient(nasty + str(k), nasty, s + 30 * (k % 2), group=nasty + str(k % 2))
         for k, s in enumerate(scores(60))
     ]
     page = report(archive(tmp_path / "run", rows))
     assert not [tag for tag, _ in page.elements if tag == "q"]
+    assert f"{nasty}0 scores lower than the other groups" in page.text
     assert page.data()["divisions"][0]["names"] == [nasty + "0", nasty + "1"]
-    assert set(page.data()["patients"]["name"]) == {nasty + "0", nasty + "1"}
+    assert set(page.data()["patients"]["name"]) == {nasty + str(k) for k in range(60)}
     assert page.data()["sides"] == [nasty]
 
 
@@ -351,6 +352,9 @@ def test_of_images_that_are_known_to_be_healthy_none_are_abnormal(tmp_path: Path
     above, below = archive_warnings(archive(tmp_path / "run", known))
     assert re.search(r"above the threshold, where at most 5 % would be\.$", above)
     assert re.search(r"where at least 50 % would\.$", below)
+    known += [{"score": 90.0, "gt_label": 1}]
+    text = report(archive(tmp_path / "more" / "run", known)).text.replace("\u00a0", " ")
+    assert "Known abnormal images are left out. We call scores remarkable that images like" in text
 
 
 def test_some_failures_are_no_sign(tmp_path: Path) -> None:

@@ -69,14 +69,14 @@ def chart(
     for mark, words in zip(marks, distinct_numbers(marks)):
         parts.append(grid_line(LEFT, y(mark), right, y(mark)))
         parts.append(text_at(LEFT - 8, y(mark) + 4, words, "end"))
+    if bands:
+        parts.append(f'<path class="healthy-median" d="M{LEFT} {y(bands[2]):.1f}H{right}"/>')
     most = max(p.n for p in filled)
     everywhere = all_unlike(periods)  # then it tells none from the others
     for i, period in enumerate(periods):
         if period.n:
             unlike = bool(period.unlike or (period.healthy.signs and not everywhere))
             parts.append(_period(period, LEFT + (i + 0.5) * slot, slot, most, unlike, y))
-    if bands:
-        parts.append(f'<path class="healthy-median" d="M{LEFT} {y(bands[2]):.1f}H{right}"/>')
     parts += _side_labels(bands, threshold, y, right)
     base = BOTTOM + COUNTS
     parts.append(f'<path class="axis" d="M{LEFT} {BOTTOM}H{right}"/>')

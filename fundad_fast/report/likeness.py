@@ -224,10 +224,17 @@ def _median_percentile(run: Run) -> float | None:
 
 
 def _rules(scores: Likeness) -> str:
+    others = (
+        "An unknown share of an archive is abnormal. We call scores remarkable that "
+        f"{_whole(scores.prevalence)} abnormal images among others like the"
+    )
+    if not scores.prevalence:
+        others = (
+            "Known abnormal images are left out. We call scores remarkable that images like the"
+        )
     return (
-        "The limits are our design. An unknown share of an archive is abnormal. We call scores "
-        f"remarkable that {_whole(scores.prevalence)} abnormal images, among others like the "
-        f"held-out healthy ones, cannot explain, by {SIGMAS:g} standard errors. In the table stand "
+        f"The limits are our design. {others} "
+        f"held-out healthy ones cannot explain, by {SIGMAS:g} standard errors. In the table stand "
         "the median and, below it, the 5 % and 95 % quantiles; outside their range is an image "
         "beyond the smallest or largest training image, with some slack; remarkable are more than "
         f"{_whole(OUTSIDE)} of them, or more than chance allows with few training images. No sign "
