@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring an archive with a model that costs nothing: rate from 6-MP JPEGs, and peak memory.
 
-    python benchmarks/archive.py [-o archive.json] [--rounds 4] [--dry]
+    python benchmarks/archive.py [-o archive.json] [--rounds 4] [--dry] [--data DIR --weights FILE]
 
 The rate is held against decoding and resizing alone, on the same two threads in the same rounds, in
 two forms: with the reference resize (float32), and with the 8-bit one that the loader uses, which
-is the harder bar. The memory is the peak of a process of its own, for few inputs and for many.
+is the harder bar. The memory is the peak of a process of its own, for few inputs and for many: of
+``fundad score``, with this model and the report, and of going on with a run that is complete. With
+data and weights: how long a real model waits for images.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -32,17 +34,19 @@ import torch
 import torch.nn.functional as F
 from environment import environment
 
+from fundad_fast import detector, methods
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.batch import Batch, Scores
-from fundad_fast.bundle import Bundle
-from fundad_fast.data import Dataset, InputSpec, Item, read_image, resize
+from fundad_fast.bundle import Bundle, save_bundle
+from fundad_fast.cli import app
+from fundad_fast.data import Dataset, InputSpec, Item, discover, read_image, resize
 from fundad_fast.data.readers import PixelBuffer
 from fundad_fast.data.resizing import resize_uint8
 from fundad_fast.methods import Method, MethodConfig, State
 from fundad_fast.run_folder import read_run
 
 SIZE, THREADS = 512, 2
-RATE_BAR, MEMORY_BAR = 0.85, 1.10
+RATE_BAR, MEMORY_BAR, WAITING_BAR = 0.85, 1.10, 0.05
 FEW, MANY = 2_000, 200_000
 
 
@@ -77,7 +81,10 @@ def bundle(size: int) -> Bundle:
         method=Null(MethodConfig(image_size=max(32, size), fov="none")),
         preset="default",
         input_spec=spec.model_dump(mode="json"),
-        thresholds={"image": {"value": 0.5}, "pixel": {"value": 0.9}},
+        thresholds={
+            kind: {"value": value, "rule": "none", "target_fpr": 0.05}
+            for kind, value in (("image", 0.5), ("pixel", 0.9))
+        },
         id="null",
     )
 
@@ -161,40 +168,68 @@ def rates(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Inputs:
-    """Many ids of few files, made when they are walked."""
-
-    def __init__(self, paths: list[Path], count: int) -> None:
-        self.paths, self.count = paths, count
-
-    def __iter__(self) -> Iterator[Item]:
-        for i in range(self.count):
-            path = self.paths[i % len(self.paths)]
-            yield Item(f"folder{i // 1000:05d}/image{i:08d}.jpg", str(path))
-
-
 def peak_mib() -> float:
     """Most memory that this process has held: not getrusage's, which counts its parent's too."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def remember(count: int) -> None:
-    """Score so many small inputs; prints what the process needed, before and at its peak."""
+def waiting(args: argparse.Namespace) -> dict[str, Any]:
+    """The share of the time that a real ReSAD waits for images, which are scored by their files."""
+    import fundad_fast
+
+    source = discover(args.data / "idrid_512")
+    detector = fundad_fast.ReSAD(
+        weights=args.weights,
+        backbone="resnet18",
+        image_size=SIZE,
+        coreset_sampling_ratio=0.01,
+        folds=0,
+        threads=THREADS,
+    )
+    torch.set_num_threads(THREADS)
+    detector.fit(list(source.select("train", 0))[: 4 if args.dry else None])
+    assert detector.bundle_ is not None
+    paths = [item.path for item in source.items]
+    count = 8 if args.dry else args.images
+    items = tuple(Item(f"{i}", paths[i % len(paths)]) for i in range(count))
     with tempfile.TemporaryDirectory() as folder:
-        paths = jpegs(Path(folder), 64, 32, 32)
         out = Path(folder) / "run"
-        dataset = Dataset((), "folder", ".")
-        options = ScoreOptions(batch_size=64, threads=THREADS, save_maps=False)
-        began = time.perf_counter()
-        counts = score_run(bundle(32), dataset, Inputs(paths, count), out, options=options)
-        seconds = time.perf_counter() - began
-        fresh = peak_mib()
-        # Going on with a run that is complete: every row against every input.
-        score_run(bundle(32), dataset, Inputs(paths, count), out, options=options)
-        again = peak_mib()
-    rows = {"counts": counts, "seconds": seconds}
-    print(json.dumps({**rows, "peak_mib": fresh, "peak_resumed_mib": again}))
+        options = ScoreOptions(batch_size=4, threads=THREADS)
+        score_run(detector.bundle_, Dataset(items, "folder", "."), items, out, options=options)
+        profile = read_run(out)["profile"]
+    torch.set_num_threads(1)
+    share = profile["stages"]["score"]["starved"] / profile["seconds"]
+    return {"model": "ReSAD default, resnet18, bank 1 %", "size": SIZE, "threads": THREADS,
+            "waiting_share": share, "bar": WAITING_BAR, "profile": profile}  # fmt: skip
+
+
+def remember(count: int) -> None:
+    """``fundad score`` on so many small files; prints what the process needed, also to go on."""
+    methods.METHODS["null"] = Null
+    detector.DETECTORS["null"] = type("NullDetector", (detector.Detector,), {"method": Null})  # type: ignore[index]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = jpegs(folder, 64, 32, 32)
+        for i in range(count):
+            place = folder / "in" / f"folder{i // 1000:05d}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"image{i:08d}.jpg").hardlink_to(paths[i % len(paths)])
+        save_bundle(bundle(32), folder / "model")
+        command = ["score", folder / "in", "-m", folder / "model", "-o", folder / "run"]
+        options = ["--no-maps", "--threads", THREADS, "--batch-size", 64, "--progress", "none"]
+        found: dict[str, Any] = {"rows": count, "before_mib": peak_mib()}
+        # Going on with a run that is complete holds every row against every input.
+        for what in ("", "_resumed", "_with_report"):
+            began = time.perf_counter()
+            said = [*command, *options, "--report" if "report" in what else "--no-report"]
+            code = app([str(part) for part in said], standalone_mode=False)
+            if code:
+                raise SystemExit(f"fundad score ended with {code}")
+            found[f"seconds{what}"] = time.perf_counter() - began
+            found[f"peak_mib{what}"] = peak_mib()
+        counts = read_run(folder / "run")["counts"]
+    print(json.dumps({"counts": counts, **found}))
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -206,7 +241,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         found[str(count)] = json.loads(done.stdout.splitlines()[-1])
     ratio = {
         name: found[str(many)][name] / found[str(few)][name]
-        for name in ("peak_mib", "peak_resumed_mib")
+        for name in found[str(few)]
+        if name.startswith("peak")
     }
     return {"inputs": found, "ratio": ratio, "bar": MEMORY_BAR}
 
@@ -216,7 +252,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("archive.json"))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--images", type=int, default=96, help="of the rate")
-    parser.add_argument("--only", choices=["rate", "memory"])
+    parser.add_argument("--data", type=Path, help="folder of data packs")
+    parser.add_argument("--weights", help="of ResNet-18")
+    parser.add_argument("--only", choices=["rate", "waiting", "memory"])
     parser.add_argument("--dry", action="store_true", help="small sizes: a rehearsal")
     parser.add_argument("--remember", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -225,9 +263,11 @@ def main() -> None:
         remember(args.remember)
         return
     result: dict[str, Any] = {"environment": environment()}
-    if args.only != "memory":
+    if args.only in (None, "rate"):
         result["rate"] = rates(args)
-    if args.only != "rate":
+    if args.only in (None, "waiting") and args.data:
+        result["waiting"] = waiting(args)
+    if args.only in (None, "memory"):
         result["memory"] = memory(args)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=1))
