@@ -86,16 +86,12 @@ def ours(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
     return {"fit_s": fit, "score_s": score, "peak_bytes": peak, **quality}
 
 
-def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
+def patchcore_of_anomalib(args: argparse.Namespace, *, visualizer: bool = False) -> Any:
+    """Their model with our weights; where ``args.bank`` names our model, also with its bank."""
     import torch
-    from anomalib.data import Folder, PredictDataset
-    from anomalib.engine import Engine
     from anomalib.models import Patchcore
     from safetensors.torch import load_file
-    from torch.utils.data import DataLoader
 
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
     size = (args.image_size, args.image_size)
     model = Patchcore(
         backbone="resnet18",
@@ -104,7 +100,7 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
         coreset_sampling_ratio=args.ratio,
         num_neighbors=9,
         pre_processor=Patchcore.configure_pre_processor(image_size=size),
-        visualizer=False,
+        visualizer=visualizer,
         evaluator=False,
     )
     net = model.model.feature_extractor.feature_extractor
@@ -112,14 +108,34 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
     missing, surplus = net.load_state_dict(state, strict=False)
     assert not surplus, surplus
     assert all("num_batches_tracked" in key for key in missing), missing
-    root = Path(dataset.root)
-    engine = Engine(
+    if args.bank:
+        model.model.memory_bank = torch.from_numpy(np.load(Path(args.bank) / "rows.npy"))
+        model.model.eval()
+    return model
+
+
+def engine_of_anomalib() -> Any:
+    from anomalib.engine import Engine
+
+    return Engine(
         accelerator="cpu",
         devices=1,
         logger=False,
         enable_progress_bar=False,
         default_root_dir=tempfile.mkdtemp(),
     )
+
+
+def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any]:
+    import torch
+    from anomalib.data import Folder, PredictDataset
+    from torch.utils.data import DataLoader
+
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    began = time.perf_counter()
+    model, engine = patchcore_of_anomalib(args), engine_of_anomalib()
+    root = Path(dataset.root)
     data = Folder(
         name="pack",
         root=root,
@@ -130,11 +146,8 @@ def anomalib(args: argparse.Namespace, dataset: Any, test: Any) -> dict[str, Any
         eval_batch_size=args.batch_size,
         num_workers=args.workers,
     )
-    began = time.perf_counter()
-    if args.bank:
-        model.model.memory_bank = torch.from_numpy(np.load(Path(args.bank) / "rows.npy"))
-        model.model.eval()
-    else:
+    if not args.bank:
+        began = time.perf_counter()
         engine.fit(model=model, datamodule=data)
     fit = time.perf_counter() - began
     folder = tempfile.mkdtemp()
