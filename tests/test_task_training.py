@@ -102,6 +102,7 @@ def test_the_validation_is_the_error_on_clean_images_and_on_anomalies(shown):
     row = outcome.history[0]
     assert row["val_clean"] == pytest.approx(quiet, rel=1e-4)
     assert row["val_anomalies"] == pytest.approx(found, rel=1e-4)
+    assert row["val_silent"] == pytest.approx(0.25**2)
     assert row["val"] == pytest.approx(quiet + found, rel=1e-4)
 
 

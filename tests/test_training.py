@@ -66,6 +66,20 @@ def test_an_epoch_shows_every_image_once_in_a_new_order_with_new_seeds():
     assert seed_of(1, 2) != seed_of(2, 1)
 
 
+@pytest.mark.parametrize(("alike", "differ"), [(False, 3), (True, 1)])
+def test_validations_draw_anew_or_alike(alike, differ):
+    drawn = []
+
+    class Heard(Line):
+        def validate(self, turn):
+            drawn.append((*turn.seeds, torch.rand(1).item()))
+            return super().validate(turn)
+
+    run(Heard(), max_steps=6, validate_alike=alike)
+    assert len(drawn) == 3
+    assert len(set(drawn)) == differ
+
+
 def test_batches_are_full_and_few_images_are_one_batch():
     recipe = Line(images=10)
     run(recipe, max_steps=2)

@@ -54,6 +54,7 @@ _SMALL = {
     "train_batch": 8,
     "learning_rate": 2e-3,
     "tenfold_steps": 2000,
+    "validate_alike": True,
 }
 
 
@@ -276,6 +277,7 @@ class ManyTasks(Method):
                 max_epochs=c.max_epochs,
                 patience=c.patience,
                 validate_every=c.validate_every,
+                validate_alike=c.validate_alike,
                 clip=c.clip,
                 precision=c.precision,
                 seed=seed_of(c.seed, fold.number, 1),

@@ -100,6 +100,11 @@ class ManyTasksConfig(MethodConfig):
     validate_every: int | None = Field(
         None, ge=1, description="Steps between validations; none: every epoch. Code: every epoch."
     )
+    validate_alike: bool = Field(
+        False,
+        description="Draw the same anomalies at every validation, so that two differ by the "
+        "network alone. Code: anew each time. Our option.",
+    )
     clip: float | None = Field(
         None, gt=0, description="Largest norm of the gradient. Code: none. Our option."
     )

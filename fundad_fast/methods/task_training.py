@@ -61,14 +61,18 @@ class TaskRecipe(Recipe):
         return {"loss": loss}
 
     def validate(self, turn: Turn) -> Mapping[str, Tensor]:
-        """Errors on clean images, whose label is 0, and on images with anomalies, added up."""
+        """Errors on clean images, whose label is 0, and on images with anomalies, added up.
+
+        ``silent`` is the latter of a network that says 0 everywhere, to compare with.
+        """
         clean, made = self._made(turn, self.fold.val, self.fold.train, self.fold.val_tasks)
         b = len(turn.index)
         with turn.autocast():
             out = turn.networks["net"](torch.cat([clean.image, made.image]))[:, 0].float()
         quiet = out[:b].square().flatten(1).mean(1).sum()
         found = (out[b:] - made.label).square().flatten(1).mean(1).sum()
-        return {"loss": quiet + found, "clean": quiet, "anomalies": found}
+        silent = made.label.square().flatten(1).mean(1).sum()  # what an output of 0 would have
+        return {"loss": quiet + found, "clean": quiet, "anomalies": found, "silent": silent}
 
     def _made(
         self, turn: Turn, own: np.ndarray, others: np.ndarray, tasks: tuple[str, ...]

@@ -49,6 +49,7 @@ class LoopSettings:
         max_epochs: likewise; ``None`` for no such end.
         patience: steps without a better validation after which it ends; ``None`` for never.
         validate_every: steps between validations; ``None`` for every epoch.
+        validate_alike: every validation draws the same; else each draws anew.
         clip: largest norm of an optimiser's gradients, or ``None``.
         precision: of products, by autocast: ``float32``, ``bfloat16`` or ``float16`` (a GPU's).
         seed: of the order of the images and of everything random in a step.
@@ -61,6 +62,7 @@ class LoopSettings:
     max_epochs: int | None = None
     patience: int | None = None
     validate_every: int | None = None
+    validate_alike: bool = False
     clip: float | None = None
     precision: str = "float32"
     seed: int = 0
@@ -371,9 +373,10 @@ class _Loop:
         training = {name: net.training for name, net in self.networks.items()}
         for net in self.networks.values():
             net.eval()
-        torch.manual_seed(seed_of(self.settings.seed, _VALIDATION, self.step, team.rank))
+        number = 0 if self.settings.validate_alike else self.step
+        torch.manual_seed(seed_of(self.settings.seed, _VALIDATION, number, team.rank))
         for first in range(0, len(mine), share):
-            turn = self._given(_VALIDATION, self.step, mine[first : first + share])
+            turn = self._given(_VALIDATION, number, mine[first : first + share])
             for name, value in self.recipe.validate(turn).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         for name, net in self.networks.items():
