@@ -233,6 +233,8 @@ def test_curves_are_a_picture_with_a_line_for_each_figure():
     assert len([e for e in picture.iter() if e.tag.endswith("circle")]) == 2
     ends = lines[0].get("d").split("L")
     assert float(ends[0].split()[1]) < float(ends[-1].split()[1])  # falls: y grows downwards
+    places = [(e.get("x"), e.get("y")) for e in picture.iter() if e.tag.endswith("text")]
+    assert len(set(places)) == len(places)
     ElementTree.fromstring(draw_curves({"flat": [{"step": 1, "loss": -1.0}]}))
     ElementTree.fromstring(draw_curves({}))
 

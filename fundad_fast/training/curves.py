@@ -9,8 +9,9 @@ from html import escape
 
 from .records import History
 
-WIDTH, HEIGHT = 640, 330
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 40
+WIDTH, CHART = 640, 320
+LEFT, RIGHT, BOTTOM = 64, 14, 40
+COLUMNS, ROW = 3, 18  # of the legend
 COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be123c", "#4b5563")
 
 
@@ -33,8 +34,10 @@ def draw_curves(
         if (points := [(row["step"], row[column]) for row in rows if column in row])
     ]
     values = [value for *_, points in lines for _, value in points]
+    top = 12 + ROW * -(-len(histories) // COLUMNS)
+    bottom = top + CHART - BOTTOM
     if not values:
-        return _svg([_text(WIDTH / 2, HEIGHT / 2, "no step was recorded", "middle")])
+        return _svg([_text(WIDTH / 2, 100, "no step was recorded")], top + CHART)
     log = min(values) > 0
     scale = math.log10 if log else float
     lo, hi = scale(min(values)), scale(max(values))
@@ -46,7 +49,7 @@ def draw_curves(
         return LEFT + step / last * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (scale(value) - lo) / (hi - lo) * (HEIGHT - TOP - BOTTOM)
+        return bottom - (scale(value) - lo) / (hi - lo) * (bottom - top)
 
     parts = []
     for tick in range(5):
@@ -56,8 +59,8 @@ def draw_curves(
             f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="#ddd" fill="none"/>'
         )
         parts.append(_text(LEFT - 6, y(value) + 4, f"{value:.3g}", "end"))
-        parts.append(_text(x(last * tick / 4), HEIGHT - BOTTOM + 17, f"{last * tick / 4:.0f}"))
-    parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 6, "steps"))
+        parts.append(_text(x(last * tick / 4), bottom + 17, f"{last * tick / 4:.0f}"))
+    parts.append(_text(LEFT, bottom + 34, "steps", "start"))
     for number, kind, points in lines:
         colour = COLOURS[number % len(COLOURS)]
         width, opacity = ((1, 0.55), (2, 1))[kind]
@@ -71,14 +74,14 @@ def draw_curves(
             parts.append(
                 f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" fill="{colour}"/>'
             )
-    place = float(LEFT)
     for number, name in enumerate(histories):
+        row, column = divmod(number, COLUMNS)
+        place = LEFT + column * (WIDTH - LEFT - RIGHT) / COLUMNS
         colour = COLOURS[number % len(COLOURS)]
-        parts.append(_text(place, 18, name, "start", colour))
-        place += 8 * len(name) + 16
-    said = f"thin: {columns[0]}, thick: {columns[1]}"
-    parts.append(_text(WIDTH - RIGHT, 18, said, "end"))
-    return _svg(parts)
+        parts.append(_text(place, 14 + ROW * row, name, "start", colour))
+    said = f"thin: {columns[0]}; thick: {columns[1]}, a dot at the lowest"
+    parts.append(_text(WIDTH - RIGHT, bottom + 34, said, "end"))
+    return _svg(parts, top + CHART)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#333") -> str:
@@ -86,9 +89,9 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "
     return f"<text {where}>{escape(text)}</text>"
 
 
-def _svg(parts: list[str]) -> str:
+def _svg(parts: list[str], height: int) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
