@@ -388,3 +388,10 @@ def test_equalisation_is_that_of_scikit_image_stretched_to_the_whole_range():
     assert 0.3 < float(got.mean()) < 0.7
     with pytest.raises(ReadError, match="one value everywhere"):
         prepare(np.full((20, 20, 1), 9, np.uint8), spec)
+    colour = InputSpec(image_size=16, fov="none", channels="rgb", intensity="equalise")
+    saved_as_colour = prepare(pixels.repeat(3, axis=2), colour).image
+    torch.testing.assert_close(saved_as_colour, got.expand(3, 16, 16))
+    coloured = pixels.repeat(3, axis=2)
+    coloured[5, 5, 2] ^= 1
+    with pytest.raises(ReadError, match="a colour image, but the model equalises grey ones"):
+        prepare(coloured, colour)

@@ -149,7 +149,9 @@ def white_of(depth: int, spec: InputSpec) -> float:
 
 
 def equalised(pixels: np.ndarray) -> np.ndarray:
-    """Histogram equalisation with 256 bins, ``[h, w, 1]`` to float32 in [0, 1].
+    """Histogram equalisation with 256 bins, ``[h, w, 1]`` to float32 ``[h, w, 1]`` in [0, 1].
+
+    Grey pictures saved as RGB, all channels alike, are taken as grey.
 
     A sample becomes the share of samples not above it, interpolated between the bins; the darkest
     sample is brought to 0, the brightest to 1. Source: the chest X-rays of "Many tasks make light
@@ -158,9 +160,9 @@ def equalised(pixels: np.ndarray) -> np.ndarray:
     Raises:
         ReadError: ``unsupported`` for an image that is not grey, or has one value only.
     """
-    if pixels.shape[2] != 1:
+    if not (pixels == pixels[:, :, :1]).all():
         raise ReadError("unsupported", "a colour image, but the model equalises grey ones")
-    samples = pixels.astype(np.float32)
+    samples = pixels[:, :, :1].astype(np.float32)
     low, high = float(samples.min()), float(samples.max())
     if not high > low:
         raise ReadError("unsupported", "one value everywhere: there is nothing to equalise")
