@@ -24,7 +24,7 @@ from fundad_fast.synthetic import (
     synthesize,
 )
 from fundad_fast.synthetic.canvas import Canvas
-from fundad_fast.synthetic.masks import draw_form
+from fundad_fast.synthetic.masks import Form, draw_form
 from fundad_fast.synthetic.tasks import Inputs
 
 SIZES = {"2-D": (2, 64, 80), "3-D": (1, 24, 32, 28)}  # channels, cells
@@ -157,10 +157,8 @@ def test_a_deformation_keeps_the_box_and_its_centre(kind, size):
 
 def test_halfway_a_sink_of_exponent_two_reads_at_three_quarters():
     """The paper's example, along an axis of a ball of radius 10 around its centre."""
-    form = draw_form(np.random.default_rng(0), (64, 64), TaskSettings())
-    extent = (21, 21)
     unit = np.eye(2)
-    form = type(form)(True, (10.0, 10.0), unit, unit, np.ones(extent, bool))
+    form = Form(True, (10.0, 10.0), unit, unit, np.ones((21, 21), bool))
     cells = np.array([10 * 21 + 15, 5 * 21 + 10, 10 * 21 + 0])
     for kind, share in (("sink", [0.75, 0.75, 1]), ("source", [0.25, 0.25, 1])):
         drawn = deformation.Deformation(kind, (10, 10), 2.0, cells)
@@ -168,6 +166,16 @@ def test_halfway_a_sink_of_exponent_two_reads_at_three_quarters():
         a, b, c = share
         want = torch.tensor([[10, 10 - 10 * b, 10], [10 + 10 * a, 10, 10 - 10 * c]])
         torch.testing.assert_close(at, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sink", "source"])
+def test_cells_beyond_the_surface_stay_where_they_are(kind):
+    """As rounding may put some: a negative base would have no power."""
+    unit = np.eye(2)
+    form = Form(True, (10.0, 10.0), unit, unit, np.ones((21, 21), bool))
+    cells = np.array([0, 20, 21 * 21 - 1, 1])
+    at = deformation.positions(form, deformation.Deformation(kind, (10, 10), 2.5, cells))
+    np.testing.assert_allclose(at, [[0, 0, 20, 0], [0, 20, 20, 1]], rtol=0, atol=1e-5)
 
 
 def test_the_push_stays_within_its_limits():
@@ -207,8 +215,8 @@ def _push_of(f: float) -> float:
 @pytest.mark.parametrize("size", SIZES)
 def test_depth_is_the_distance_to_the_outside(size):
     rng = np.random.default_rng(0)
-    for _ in range(5):
-        inside = draw_form(rng, SIZES[size][1:], TaskSettings()).inside
+    drawn = [draw_form(rng, SIZES[size][1:], TaskSettings()).inside for _ in range(5)]
+    for inside in [*drawn, rng.random(SIZES[size][1:]) < 0.998]:
         want = ndimage.distance_transform_edt(np.pad(inside, 1))[(slice(1, -1),) * inside.ndim]
         np.testing.assert_allclose(intensity.depth(inside), want, rtol=0, atol=1e-4)
     full = np.ones((5, 7) if inside.ndim == 2 else (5, 7, 9), bool)
