@@ -4,7 +4,12 @@
 // The kernel's symmetry is used in both axes: cells at equal distance left and right are added
 // first, then multiplied with the weights of half a column of taps, and each of these sums goes to
 // two rows of the output. With 25 x 25 taps, 441 of them not zero, 123 multiplications are left.
+//
+// Wide kernels take another way: columns are transformed, along which the kernel is then one number
+// per column of taps, and with 25 taps a side 13 multiplications per row are left, and the
+// transforms.
 #pragma once
+#include "hartley-inl.h"
 #include "kernels.h"
 #include "vec-inl.h"
 
@@ -13,8 +18,8 @@ namespace {
 using fundad::DistanceFilterArgs;
 using fundad::cpu::filter_height;
 using fundad::cpu::filter_strip;
+using fundad::cpu::FilterSpectrum;
 using fundad::cpu::Fold;
-using fundad::cpu::kFilterChannels;
 using fundad::cpu::kFoldRows;
 
 constexpr int kTogether = kLanes == 16 ? 2 : 1;  // rows at a time: 26 sums in 32 registers, or 13
@@ -62,13 +67,34 @@ inline void fold_cell(const Fold& k, const Floats* const (&low)[kTogether],
   }
 }
 
-// The filter on one wide plane, which ends with a row of zeros; emit(y, x, value) is called once
-// for every cell of the map.
-template <class Emit>
-inline void filter_plane(const DistanceFilterArgs& a, const Fold* folds, std::int64_t fold_count,
-                         const Floats* wide, std::int64_t stride, Floats* sums, const Emit& emit) {
+// Cells [begin, end) of row y of the wide map, of zeros if y is negative.
+inline void widen(const DistanceFilterArgs& a, std::int64_t y, const Floats* plane,
+                  std::int64_t begin, std::int64_t end, Floats* row) {
+  for (std::int64_t j = begin; j < end; ++j) {
+    const std::int64_t i = y * a.w + a.column[j];
+    row[j - begin] = y < 0 || a.column[j] < 0 ? Floats{}
+                     : a.before               ? plane[i] * spread(a.before[i])
+                                              : plane[i];
+  }
+}
+
+// Columns [left, left + cells) of row y of the output; their sums are `step` apart.
+inline void finish(const DistanceFilterArgs& a, std::int64_t y, std::int64_t left,
+                   std::int64_t cells, const Floats* sum, std::int64_t step, Floats* done) {
+  const std::int64_t first = y * a.w + left;
+  for (std::int64_t j = 0; j < cells; ++j)
+    done[first + j] = a.after ? sum[j * step] * spread(a.after[first + j]) : sum[j * step];
+}
+
+// The filter by sums, from one plane to another.
+inline void filter_folded(const DistanceFilterArgs& a, const Fold* folds, std::int64_t fold_count,
+                          const Floats* plane, Floats* done, Floats* scratch) {
   const std::int64_t strip = filter_strip(a, kLanes), height = filter_height(a);
-  const std::int64_t rows = a.h + a.taps - 1;
+  const std::int64_t rows = a.h + a.taps - 1, stride = a.w + a.taps - 1;
+  Floats* sums = scratch;
+  Floats* wide = sums + strip * height;  // ends with a row of zeros
+  for (std::int64_t y = 0; y <= a.h; ++y)
+    widen(a, y < a.h ? y : -1, plane, 0, stride, wide + y * stride);
   for (std::int64_t left = 0; left < a.w; left += strip) {
     const std::int64_t cells = left + strip < a.w ? strip : a.w - left;
     for (std::int64_t i = 0; i < cells * height; ++i) sums[i] = Floats{};
@@ -91,11 +117,90 @@ inline void filter_plane(const DistanceFilterArgs& a, const Fold* folds, std::in
       }
       for (int v = 0; v < kTogether; ++v) {
         const std::int64_t y = p + v - (a.taps - 1);  // this was its last tap
-        for (std::int64_t x = 0; x < cells && y >= 0 && y < a.h; ++x)
-          emit(y, left + x, sum[x * height + v]);
+        if (y >= 0 && y < a.h) finish(a, y, left, cells, sum + v, height, done);
       }
     }
   }
+}
+
+// Row k of up to kMost columns of the product with the spectrum, from row k of all.
+template <int kColumns>
+inline void mix_columns(const float* weight, std::int64_t half, const Floats* x, Floats* out) {
+  Floats sum[kColumns] = {};
+  for (std::int64_t t = 0; t < half; ++t) {
+    const Floats w = spread(weight[t]);
+#pragma GCC unroll 16
+    for (int c = 0; c < kColumns; ++c) sum[c] = fma(w, x[c - t] + x[c + t], sum[c]);
+  }
+  for (int c = 0; c < kColumns; ++c) out[c] = sum[c];
+}
+
+constexpr int kMost = kLanes == 16 ? 16 : 12;  // columns whose sums are in registers together
+
+template <int kColumns = kMost>
+inline void mix_some(std::int64_t columns, const float* weight, std::int64_t half, const Floats* x,
+                     Floats* out) {
+  if constexpr (kColumns > 1) {
+    if (columns < kColumns) return mix_some<kColumns - 1>(columns, weight, half, x, out);
+  }
+  mix_columns<kColumns>(weight, half, x, out);
+}
+
+// The filter by transforms of columns, from one plane to another.
+inline void filter_transformed(const DistanceFilterArgs& a, const FilterSpectrum& s,
+                               const Floats* plane, Floats* done, Floats* scratch) {
+  const std::int64_t reach = (a.taps - 1) / 2, half = reach + 1, before = 2 * reach;
+  Floats* known = scratch;  // [length, known_row]: `before` columns of the strip before, then new
+  Floats* mixed = known + s.length * s.known_row;  // [length, mixed_row]
+  for (std::int64_t top = 0; top < a.h; top += s.rows) {
+    for (std::int64_t left = 0; left < a.w; left += s.strip) {
+      const std::int64_t cells = left + s.strip < a.w ? s.strip : a.w - left;
+      std::int64_t begin = left ? before : 0, end = before + cells;
+      for (std::int64_t k = 0; k < s.length; ++k) {
+        Floats* row = known + k * s.known_row;
+        for (std::int64_t j = 0; j < begin; ++j) row[j] = row[s.strip + j];
+      }
+      for (std::int64_t q = 0; q < s.length; ++q) {
+        const std::int64_t wide = top + (q + reach) % s.length;
+        widen(a, wide < a.h + before ? a.row[wide] : -1, plane, left + begin, left + end,
+              known + s.order[q] * s.known_row + begin);
+      }
+      while (begin < end && a.column[left + begin] < 0) ++begin;  // zeros stay zeros
+      while (begin < end && a.column[left + end - 1] < 0) --end;
+      hartley(known + begin, s.known_row, end - begin, s.length, s.turns);
+      const std::int64_t blocks = (cells + kMost - 1) / kMost;
+      for (std::int64_t k = 0; k < s.length; ++k)
+        for (std::int64_t block = 0; block < blocks; ++block) {
+          const std::int64_t j = cells * block / blocks, some = cells * (block + 1) / blocks - j;
+          mix_some(some, s.weight + k * half, half, known + k * s.known_row + reach + j,
+                   mixed + s.order[k] * s.mixed_row + j);
+        }
+      hartley(mixed, s.mixed_row, cells, s.length, s.turns);
+      for (std::int64_t y = 0; y < s.rows && top + y < a.h; ++y)
+        finish(a, top + y, left, cells, mixed + y * s.mixed_row, 1, done);
+    }
+  }
+}
+
+// Planes [vectors][h*w] of kLanes channels each, from x [h*w][c], and back.
+inline void gather_cells(const float* x, std::int64_t cells, std::int64_t c, int channels,
+                         Floats* out) {
+  for (std::int64_t i = 0; i < cells; ++i, x += c)
+    for (int v = 0; v < channels; v += kLanes)
+      out[v / kLanes * cells + i] = load_some(x + v, channels - v < kLanes ? channels - v : kLanes);
+}
+
+inline void scatter_cells(const Floats* x, std::int64_t cells, std::int64_t c, int channels,
+                          float* out) {
+  for (std::int64_t i = 0; i < cells; ++i, out += c)
+    for (int v = 0; v < channels; v += kLanes) {
+      if (channels - v < kLanes) {
+        store_some(out + v, x[v / kLanes * cells + i], channels - v);
+      } else {
+        stream(out + v, x[v / kLanes * cells + i]);
+      }
+    }
+  end_stream();
 }
 
 // Cells [h*w] of kLanes channels from planes [channels][h*w].
@@ -120,69 +225,39 @@ inline void scatter_planes(const Floats* x, std::int64_t cells, int channels, fl
   }
 }
 
-// Channels [channel, channel + kFilterChannels) of an image.
+// Channels [channel, channel + channels) of an image.
 inline void filter_channels(const DistanceFilterArgs& a, const Fold* folds, std::int64_t fold_count,
-                            std::int64_t image, std::int64_t channel, float* scratch) {
-  constexpr int kVectors = kFilterChannels / kLanes;
-  const std::int64_t cells = a.h * a.w, stride = a.w + a.taps - 1;
-  Floats* sums = reinterpret_cast<Floats*>(scratch);
-  Floats* dense = sums + filter_strip(a, kLanes) * filter_height(a);
-  Floats* wide = dense + (a.channels_last ? 0 : cells);
-  const std::int64_t plane = (a.h + 1) * stride;
-  const float* x = a.x + image * a.c * cells + channel * (a.channels_last ? 1 : cells);
-  float* out = a.out + image * a.c * cells + channel * (a.channels_last ? 1 : cells);
-  const std::int64_t rest = a.c - channel < kFilterChannels ? a.c - channel : kFilterChannels;
-  const auto channels_of = [&](int v) {
-    const std::int64_t n = rest - v * kLanes;
-    return static_cast<int>(n < 0 ? 0 : n < kLanes ? n : kLanes);
+                            const FilterSpectrum& s, std::int64_t image, std::int64_t channel,
+                            int channels, float* scratch) {
+  const std::int64_t cells = a.h * a.w;
+  const std::int64_t offset = image * a.c * cells + channel * (a.channels_last ? 1 : cells);
+  const int vectors = (channels + kLanes - 1) / kLanes;
+  // One plane more: the results of each go to where the one before it was.
+  Floats* done = reinterpret_cast<Floats*>(scratch);
+  Floats* planes = done + cells;
+  Floats* rest = planes + vectors * cells;
+  const auto some = [&](int v) {
+    return channels - v * kLanes < kLanes ? channels - v * kLanes : kLanes;
   };
-  const auto widen_row = [&](std::int64_t y, int v, const auto& cell) {
-    Floats* to = wide + v * plane + y * stride;
-    for (std::int64_t j = 0; j < a.w + a.taps - 1; ++j) {
-      const std::int64_t from = a.column[j];
-      to[j] = from < 0 ? Floats{} : cell(y * a.w + from);
-      if (from >= 0 && a.before) to[j] *= spread(a.before[y * a.w + from]);
-    }
-  };
-  const auto finished = [&](std::int64_t i, Floats value) {
-    return a.after ? value * spread(a.after[i]) : value;
-  };
-  for (int v = 0; v < (a.channels_last ? kVectors : 1); ++v)
-    for (std::int64_t j = 0; j < stride; ++j) wide[v * plane + a.h * stride + j] = Floats{};
   if (a.channels_last) {
-    for (std::int64_t y = 0; y < a.h; ++y)
-      for (int v = 0; v < kVectors && channels_of(v) > 0; ++v)
-        widen_row(y, v, [&](std::int64_t i) {
-          const float* cell = x + i * a.c + v * kLanes;
-          // A row ahead: cells are far apart, and no hardware goes looking for them.
-          if (y + 1 < a.h) __builtin_prefetch(cell + a.w * a.c);
-          return load_some(cell, channels_of(v));
-        });
-    for (int v = 0; v < kVectors && channels_of(v) > 0; ++v)
-      filter_plane(a, folds, fold_count, wide + v * plane, stride, sums,
-                   [&](std::int64_t y, std::int64_t column, Floats value) {
-                     const std::int64_t i = y * a.w + column;
-                     float* to = out + i * a.c + v * kLanes;
-                     if (channels_of(v) == kLanes) {
-                       stream(to, finished(i, value));
-                     } else {
-                       store_some(to, finished(i, value), channels_of(v));
-                     }
-                   });
+    gather_cells(a.x + offset, cells, a.c, channels, planes);
   } else {
-    for (int v = 0; v < kVectors && channels_of(v) > 0; ++v) {
-      gather_planes(x + v * kLanes * cells, cells, channels_of(v), dense);
-      for (std::int64_t y = 0; y < a.h; ++y)
-        widen_row(y, 0, [&](std::int64_t i) { return dense[i]; });
-      filter_plane(a, folds, fold_count, wide, stride, sums,
-                   [&](std::int64_t y, std::int64_t column, Floats value) {
-                     const std::int64_t i = y * a.w + column;
-                     dense[i] = finished(i, value);
-                   });
-      scatter_planes(dense, cells, channels_of(v), out + v * kLanes * cells);
+    for (int v = 0; v < vectors; ++v)
+      gather_planes(a.x + offset + v * kLanes * cells, cells, some(v), planes + v * cells);
+  }
+  for (int v = 0; v < vectors; ++v) {
+    if (s.length) {
+      filter_transformed(a, s, planes + v * cells, done + v * cells, rest);
+    } else {
+      filter_folded(a, folds, fold_count, planes + v * cells, done + v * cells, rest);
     }
   }
-  end_stream();
+  if (a.channels_last) {
+    scatter_cells(done, cells, a.c, channels, a.out + offset);
+  } else {
+    for (int v = 0; v < vectors; ++v)
+      scatter_planes(done + v * cells, cells, some(v), a.out + offset + v * kLanes * cells);
+  }
 }
 
 }  // namespace

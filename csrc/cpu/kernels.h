@@ -26,8 +26,7 @@ static inline std::int64_t tile_floats(std::int64_t d) { return (d + 1) * kTileR
 // A packed query: d floats (centre minus query), then its norm, which is NaN if it is not finite.
 static inline std::int64_t query_floats(std::int64_t d) { return d + 1; }
 
-constexpr std::int64_t kFilterChannels = 32;  // filtered together: two cache lines of a cell
-constexpr int kFoldRows = 13;                 // lines of half a kernel summed together
+constexpr int kFoldRows = 13;  // lines of half a kernel summed together
 // Lines [first, first + rows) of half a kernel, columns counted from the middle.
 struct Fold {
   const float* weight;  // of line `first`, column 0
@@ -35,6 +34,18 @@ struct Fold {
   std::int64_t first;
   int rows;
   std::int64_t end[kFoldRows + 1];  // so many columns have at least 1, 2, ... of these lines
+};
+
+// The kernel after a transform (hartley-inl.h) of its columns, and how the map is cut for it: into
+// blocks of `rows` rows, and strips of `strip` columns.
+struct FilterSpectrum {
+  std::int64_t length;        // of a transform: 0 if the filter is not to be computed by them
+  std::int64_t rows, strip;   // of the output
+  std::int64_t known_row;     // of the transformed columns in the scratch
+  std::int64_t mixed_row;     // of the filtered ones
+  const float* weight;        // [length][(taps+1)/2]
+  const float* turns;         // for hartley
+  const std::int64_t* order;  // [length] the bits of a number the other way round
 };
 
 // The filter works on strips of columns, so narrow that the rows of sums that are not complete yet
@@ -49,12 +60,14 @@ static inline std::int64_t filter_height(const DistanceFilterArgs& a) {
   return (a.h + 2 * a.taps) | 1;
 }
 
-// Floats of scratch: sums, a plane if the channels come first, and wide planes.
-static inline std::int64_t filter_floats(const DistanceFilterArgs& a) {
+// Floats of scratch: planes before and after, and transforms, or sums and a wide plane.
+static inline std::int64_t filter_floats(const DistanceFilterArgs& a, const FilterSpectrum& s,
+                                         std::int64_t channels) {
   constexpr std::int64_t kMostLanes = 16;
-  const std::int64_t wide = (a.h + 1) * (a.w + a.taps), dense = a.h * a.w;
+  const std::int64_t planes = a.h * a.w * (channels + kMostLanes);
+  if (s.length) return planes + s.length * (s.known_row + s.mixed_row) * kMostLanes;
   const std::int64_t sums = (6144 / a.taps + 2 * kMostLanes) * filter_height(a);
-  return sums + (a.channels_last ? wide * kFilterChannels : (wide + dense) * kMostLanes);
+  return planes + sums + (a.h + 1) * (a.w + a.taps) * kMostLanes;
 }
 
 struct AttentionScratch {
@@ -139,9 +152,10 @@ struct PoissonView {
 };
 
 struct Kernels {
-  // Filters channels [channel, channel + kFilterChannels) of an image.
+  // Filters channels [channel, channel + channels) of an image.
   void (*filter_channels)(const DistanceFilterArgs&, const Fold* folds, std::int64_t fold_count,
-                          std::int64_t image, std::int64_t channel, float* scratch);
+                          const FilterSpectrum&, std::int64_t image, std::int64_t channel,
+                          int channels, float* scratch);
   // Rows [lo, hi) of a short picture; scratch holds kPictureRows * d doubles. Returns the largest
   // squared norm.
   double (*picture)(const PictureArgs&, std::int64_t lo, std::int64_t hi, double* scratch);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -19,5 +20,22 @@ inline void large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::siz
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
+
+// Memory that is not cleared, for a while, on large pages if the system has some to give.
+class LargeScratch {
+ public:
+  explicit LargeScratch(std::size_t floats)
+      : data_(static_cast<float*>(::operator new(floats * sizeof(float), kAlign))) {
+    large_pages(data_, floats * sizeof(float));
+  }
+  ~LargeScratch() { ::operator delete(data_, kAlign); }
+  LargeScratch(const LargeScratch&) = delete;
+  LargeScratch& operator=(const LargeScratch&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlign{std::size_t{2} << 20};
+  float* data_;
+};
 
 }  // namespace fundad::cpu

@@ -16,8 +16,6 @@ using fundad::cpu::kSinesRows;
 using fundad::cpu::PoissonView;
 using fundad::cpu::sines_row;
 
-typedef std::int32_t Ints __attribute__((vector_size(kLanes * 4)));
-
 // One half of a table of sines: [n][row] with row i the i-th result, and its transpose.
 struct Half {
   std::int64_t n, row;
@@ -123,7 +121,7 @@ inline Floats gain(const float* target, const float* source, const bool* mask, s
   const Floats of_target = load(target + low + step) - load(target + low);
   const Floats of_source = load(source + low + step) - load(source + low);
   const Ints wanted = holds(mask + low);
-  unsure |= (of_source == -of_target) & (of_source != of_target) & wanted;
+  unsure |= (((Ints)of_source ^ (Ints)of_target) == INT32_MIN) & wanted;
   const Ints larger = magnitude(of_source) > magnitude(of_target);
   return (Floats)((Ints)(of_source - of_target) & larger & wanted);
 }
@@ -137,9 +135,11 @@ inline float exact_gain(const float* target, const float* source, const bool* ma
 }
 
 // The right-hand side of a row of inner cells that starts at `cell` of the box; `on_face` says
-// along which axis the cells before this row lie on a face, where nothing is wanted.
+// along which axis the cells before this row lie on a face, where nothing is wanted. What is wanted
+// between this row and the next goes to `next`, and comes from there as `before`, unless that is
+// null.
 inline void divergence(const PoissonView& v, std::int64_t channel, std::int64_t cell,
-                       const bool* on_face, float* row) {
+                       const bool* on_face, const float* before, float* next, float* row) {
   const float* target = v.target + channel * v.channel_cells;
   const float* source = v.source + channel * v.channel_cells;
   const int first = v.sines[1] ? 0 : 1;  // axes are taken in the order middle, first, last
@@ -158,21 +158,30 @@ inline void divergence(const PoissonView& v, std::int64_t channel, std::int64_t 
     for (std::int64_t k = 0; k < n; ++k) exact(k);
     return;
   }
-  for (std::int64_t next = 0; next < n; next += kLanes) {
-    const std::int64_t k = next + kLanes < n ? next : n - kLanes;  // the last two may overlap
+  for (std::int64_t begin = 0; begin < n; begin += kLanes) {
+    const std::int64_t k = begin + kLanes < n ? begin : n - kLanes;  // the last two may overlap
     Floats sum = {};
     Ints unsure = {};
     for (int axis = first; axis < 3; ++axis) {
       const std::int64_t step = steps[axis];
-      sum += gain(target, source, v.mask, cell + k, step, unsure);
+      const Floats high = gain(target, source, v.mask, cell + k, step, unsure);
+      sum += high;
+      if (axis == first) store(next + k, high);
       if (axis < 2 && faces[axis]) continue;
-      Floats before = gain(target, source, v.mask, cell + k - step, step, unsure);
-      if (axis == 2 && k == 0) before[0] = 0;
-      sum -= before;
+      if (axis == first && before) {
+        sum -= load(before + k);
+        continue;
+      }
+      Floats low = gain(target, source, v.mask, cell + k - step, step, unsure);
+      if (axis == 2 && k == 0) low[0] = 0;
+      sum -= low;
     }
     store(row + k, sum);
     if (not_reaching((Floats)unsure, Floats{}))  // a lane that is set reads as NaN
-      for (std::int64_t i = k; i < k + kLanes; ++i) exact(i);
+      for (std::int64_t i = k; i < k + kLanes; ++i) {
+        exact(i);
+        next[i] = exact_gain(target, source, v.mask, cell + i, steps[first]);
+      }
   }
 }
 
@@ -188,20 +197,25 @@ inline void rows_forward(const Halves& h, std::int64_t rows, const float* sums,
           out + h.even.n, out_row);
 }
 
-inline void fold(const float* __restrict row, std::int64_t n, float* __restrict sums,
-                 float* __restrict differences) {
-  for (std::int64_t k = 0; k < n / 2; ++k) {
-    sums[k] = row[k] + row[n - 1 - k];
-    differences[k] = row[k] - row[n - 1 - k];
+// Rows of a table's width, of which `sums` and `differences` take whole vectors.
+inline void fold(const float* row, std::int64_t n, float* sums, float* differences) {
+  for (std::int64_t k = 0; k < n / 2; k += kLanes) {
+    const int some = static_cast<int>(n / 2 - k < kLanes ? n / 2 - k : kLanes);
+    const Floats low = load(row + k), high = reverse_some(load(row + n - k - some), some);
+    store(sums + k, low + high);
+    store(differences + k, low - high);
   }
   if (n % 2) sums[n / 2] = row[n / 2];
 }
 
-inline void unfold(const float* __restrict even, const float* __restrict odd, std::int64_t n,
-                   const float* __restrict target, float* __restrict out) {
-  for (std::int64_t k = 0; k < n / 2; ++k) {
-    out[k] = target[k] + (even[k] + odd[k]);
-    out[n - 1 - k] = target[n - 1 - k] + (even[k] - odd[k]);
+inline void unfold(const float* even, const float* odd, std::int64_t n, const float* target,
+                   float* out) {
+  for (std::int64_t k = 0; k < n / 2; k += kLanes) {
+    const int some = static_cast<int>(n / 2 - k < kLanes ? n / 2 - k : kLanes);
+    const std::int64_t end = n - k - some;
+    const Floats a = load(even + k), b = load(odd + k);
+    store_some(out + k, load_some(target + k, some) + (a + b), some);
+    store_some(out + end, load_some(target + end, some) + reverse_some(a - b, some), some);
   }
   if (n % 2) out[n / 2] = target[n / 2] + even[n / 2];
 }
@@ -278,11 +292,16 @@ inline void poisson_begin(const PoissonView& v, std::int64_t channel, std::int64
   const Halves along(v.sines[2], v.n[2]);
   float *sums = scratch, *differences = sums + kSinesRows * along.even.row;
   float* right = differences + kSinesRows * along.odd.row;
-  for (std::int64_t lo = first; lo < last; lo += kSinesRows) {
-    const std::int64_t rows = smaller(kSinesRows, last - lo);
+  float* gains[2] = {right + kSinesRows * v.row_floats, right + (kSinesRows + 1) * v.row_floats};
+  const std::int64_t chunks = (last - first + kSinesRows - 1) / kSinesRows;
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t lo = first + (last - first) * chunk / chunks;
+    const std::int64_t rows = first + (last - first) * (chunk + 1) / chunks - lo;
     for (std::int64_t i = 0; i < rows; ++i) {
       const bool on_face[2] = {(lo + i) / v.n[1] == 0, (lo + i) % v.n[1] == 0};
-      divergence(v, channel, cell(v, lo + i), on_face, right + i * v.row_floats);
+      const std::int64_t place = lo + i - first;
+      divergence(v, channel, cell(v, lo + i), on_face, place ? gains[1 - place % 2] : nullptr,
+                 gains[place % 2], right + i * v.row_floats);
     }
     for (std::int64_t i = 0; i < rows; ++i)
       fold(right + i * v.row_floats, v.n[2], sums + i * along.even.row,
@@ -347,8 +366,10 @@ inline void poisson_end(const PoissonView& v, std::int64_t channel, std::int64_t
   }
   const Halves along(v.sines[2], v.n[2]);
   float *even = scratch, *odd = even + kSinesRows * along.even.row;
-  for (std::int64_t lo = first; lo < last; lo += kSinesRows) {
-    const std::int64_t rows = smaller(kSinesRows, last - lo);
+  const std::int64_t chunks = (last - first + kSinesRows - 1) / kSinesRows;
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t lo = first + (last - first) * chunk / chunks;
+    const std::int64_t rows = first + (last - first) * (chunk + 1) / chunks - lo;
     const float* x = work + lo * v.row_floats;
     product(rows, along.even.row, along.even.n, x, v.row_floats, along.even.sines, along.even.row,
             even, along.even.row);

@@ -49,7 +49,7 @@ std::int64_t work_floats(const PoissonView& v) {
 
 std::int64_t worker_floats(const PoissonView& v) {
   const std::int64_t columns = 2 * kSinesPanel * std::max(v.n[0], v.n[1]);
-  return sines_row(std::max(columns, 2 * kSinesRows * v.row_floats));
+  return sines_row(std::max(columns, (2 * kSinesRows + 2) * v.row_floats));
 }
 
 double cost(const PoissonBox& box) {

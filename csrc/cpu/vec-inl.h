@@ -23,6 +23,7 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef float HalfFloats __attribute__((vector_size(kLanes * 2)));
+typedef std::int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef double Doubles __attribute__((vector_size(kLanes * 4)));
 
 inline Floats load(const float* p) {
@@ -41,20 +42,33 @@ inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
 inline void store(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
 
-// The first n lanes, zeros after them.
+// The first n lanes, zeros after them; no memory behind them is touched.
 inline Floats load_some(const float* p, int n) {
   if (n == kLanes) return load(p);
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
   Floats v{};
   std::memcpy(&v, p, n * sizeof(float));
   return v;
+#endif
 }
 
 inline void store_some(float* p, Floats v, int n) {
-  if (n == kLanes) {
-    store(p, v);
-  } else {
-    std::memcpy(p, &v, n * sizeof(float));
-  }
+  if (n == kLanes) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#else
+  std::memcpy(p, &v, n * sizeof(float));
+#endif
+}
+
+// The first n lanes the other way round, at the start of the vector; what follows them is of no
+// use.
+inline Floats reverse_some(Floats v, int n) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return __builtin_shuffle(v, (n - 1 - lane) & (kLanes - 1));
 }
 
 // A store past the caches, for what nobody reads soon: the old line need not be fetched first.

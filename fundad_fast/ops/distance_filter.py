@@ -178,6 +178,17 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "odd": (maps(2, 5, 17, 23), 5.0, *options()),
         "paper_radius": (maps(1, 3, 31, 29), 12.0, *options()),
         "smaller_than_filter": (maps(2, 2, 5, 3), 12.0, *options()),
+        "several_blocks": (maps(1, 2, 131, 6), 8.0, *options()),  # of rows, and of columns
+        "several_blocks_reflect": (
+            maps(1, 3, 117, 31).to(memory_format=torch.channels_last),
+            9.0,
+            *options(border="reflect"),
+        ),
+        "spike_in_a_long_column": (
+            torch.cat([spike, maps(1, 2, 40, 12)], 2),
+            9.0,
+            *options(border="zero"),
+        ),
         "row": (maps(1, 2, 1, 40), 6.0, *options()),
         "one_cell": (maps(2, 3, 1, 1), 4.0, *options()),
         "no_image": (maps(0, 3, 8, 8), 4.0, *options()),
@@ -234,6 +245,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "raw",
         "many_channels_last",
         "wide_kernel",
+        "several_blocks",
     )
     return {name: (*args, False) for name, args in some.items()} | {
         f"{name}_adjoint": (*some[name], True) for name in backward
