@@ -73,7 +73,7 @@ struct Transform {
       view.length = length;
       view.rows = rows;
     }
-    // About how long a cell takes, in halves of a nanosecond of a core with AVX-512.
+    // Estimates of the cycles that 16 channels of a cell take with AVX-512.
     const double sums = 0.75 * std::accumulate(a.reach, a.reach + reach + 1, 0.0) + 1.1 * a.taps;
     const double transforms = static_cast<double>(fewest) / a.h * (14 + 0.55 * a.taps);
     if (transforms >= sums) view.length = 0;
