@@ -33,7 +33,7 @@ from environment import environment
 from peers import bank, engine_of_anomalib, patchcore_of_anomalib
 
 BAR = 1.0
-"""Ours for many images, as a share of that for few; beyond the noise of a run."""
+"""Memory of ours for many images, as a share of that for few."""
 
 
 def peak_mib(pid: int | str = "self") -> float:
