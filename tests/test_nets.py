@@ -8,7 +8,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from fundad_fast.nets import UNet, position_channels
-from fundad_fast.nets.unet import _doubled
+from fundad_fast.nets.doubling import doubled
 
 
 def test_position_channels_are_coordinates_then_sines_then_cosines():
@@ -73,7 +73,7 @@ def test_up_sampling_is_linear_without_aligned_corners(shape):
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
     mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
     want = nnf.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
-    torch.testing.assert_close(_doubled(x), want)
+    torch.testing.assert_close(doubled(x), want)
 
 
 def test_weights_start_as_he_normal():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from .doubling import doubled
 from .positions import count, position_channels
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -95,7 +96,7 @@ class UNet(nn.Module):
         x = skips.pop()
         for stage in self.up:
             skip = skips.pop()
-            x = _doubled(x)
+            x = doubled(x)
             for axis, n in enumerate(skip.shape[2:], start=2):
                 x = x.narrow(axis, 0, n)  # one too many where the side was odd
             x = stage(torch.cat([x, skip], 1))
@@ -129,18 +130,3 @@ class _Stage(nn.Module):
             )
         x = nnf.gelu(self.norm1(x))
         return nnf.gelu(self.norm2(self.conv2(x)))
-
-
-def _doubled(x: Tensor) -> Tensor:
-    """Every axis of ``[b, c, *s]`` twice as long, linearly, as with ``align_corners=False``.
-
-    Made of shifts: the gradient of torch's own is added up in no fixed order on a GPU, and a
-    training that goes on after a kill would end with other weights.
-    """
-    for axis in range(2, x.dim()):
-        n = x.shape[axis]
-        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, n - 1)], axis)
-        after = torch.cat([x.narrow(axis, 1, n - 1), x.narrow(axis, n - 1, 1)], axis)
-        pair = [torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25)]
-        x = torch.stack(pair, axis + 1).flatten(axis, axis + 1)
-    return x
