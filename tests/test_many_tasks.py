@@ -275,6 +275,9 @@ def test_a_plan_counts_models_steps_and_memory():
     assert plan.bundle == 4 * 10 * int(plan.lines[0].split()[3])
     assert plan.seconds > 0
     assert ManyTasks(config).plan(100, 0).lines[1].startswith("100 of 100")
+    assert "at most 6 steps of 3 images" in plan.lines[0]
+    few = make_config(ManyTasks, "quick", {**TINY, "max_epochs": 1, "max_steps": 900})
+    assert "at most 26 steps" in ManyTasks(few).plan(100, 0).lines[0]  # 80 images train
 
 
 def test_the_facade_fits_saves_and_loads(tmp_path):

@@ -31,31 +31,13 @@ from ..training import (
 )
 from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
 from .image_store import ImageStore
-from .many_tasks_config import ManyTasksConfig
+from .many_tasks_config import PRESETS, ManyTasksConfig
 from .normalise import normalised
 from .portions import Portion, in_portions
 from .task_folds import TaskFold, task_folds
 from .task_training import TaskRecipe
 
-_BRAIN = {
-    "volume": (80, 112, 80),
-    "normalise": "zscore",
-    "flip": True,
-    "synthesis": {"g_max": 5.0},
-    "depth": 5,
-    "train_batch": 8,
-    "learning_rate": 1e-3,
-}
 _LEAST_SIDE = 16  # of the tasks
-
-_SMALL = {
-    "width": 16,
-    "depth": 5,
-    "train_batch": 8,
-    "learning_rate": 2e-3,
-    "tenfold_steps": 2000,
-    "validate_alike": True,
-}
 
 
 class ManyTasks(Method):
@@ -87,31 +69,7 @@ class ManyTasks(Method):
     )
     Config: ClassVar[type[ManyTasksConfig]] = ManyTasksConfig
     config: ManyTasksConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"intensity": "equalise"},
-        "paper-cxr": {"intensity": "equalise"},
-        "paper-brain": _BRAIN,
-        "default": {**_SMALL, "max_steps": 4000, "patience": 2000, "validate_every": 100},
-        "quick": {
-            **_SMALL,
-            "image_size": 112,
-            "width": 12,
-            "max_steps": 400,
-            "warmup_steps": 40,
-            "tenfold_steps": 400,
-            "validate_every": 50,
-        },
-        **{
-            task: {
-                **_SMALL,
-                "max_steps": 4000,
-                "patience": 2000,
-                "validate_every": 100,
-                "tasks": (task,),
-            }
-            for task in ("fpi", "pii", "nsa")
-        },
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     def __init__(self, config: ManyTasksConfig, *, weights: str | Path | None = None) -> None:
         super().__init__(config, weights=weights)
@@ -402,9 +360,11 @@ class ManyTasks(Method):
     def plan(self, images: int, folds: int) -> Plan:
         c = self.config
         used = images - (images // folds if folds else 0)
-        number = (
-            len(task_folds(c.tasks, c.train_tasks, used)) if c.models is None else len(c.models)
-        )
+        scheme = task_folds(c.tasks, c.train_tasks, used)
+        wanted = scheme if c.models is None else [scheme[i] for i in c.models]
+        number, most = len(wanted), c.max_epochs or c.max_steps
+        epochs = [max(1, len(fold.train) // c.train_batch) for fold in wanted]
+        steps = [min(c.max_steps, most * epoch) for epoch in epochs]
         shape = (1, *c.volume) if c.volume else (3, c.image_size, c.image_size)
         net = self._net(shape).to(self.device)
         size = sum(p.numel() for p in net.parameters())
@@ -421,7 +381,7 @@ class ManyTasks(Method):
         # for the gradient; resolutions below the first add a half.
         activations = 4 * c.train_batch * pixels * c.width * 24
         lines = (
-            f"{number} models of {size} parameters, at most {c.max_steps} steps of "
+            f"{number} models of {size} parameters, at most {max(steps)} steps of "
             f"{c.train_batch} images each",
             f"{used} of {images} images to train and validate on, the others for the thresholds",
             "the time is of all steps without the synthetic anomalies; a model that gets no better "
@@ -433,7 +393,7 @@ class ManyTasks(Method):
             memory=in_memory + activations + 20 * size + 2**29,
             disk=4 * number * size * 4 + max(0, 4 * used * shape[0] * pixels - c.memory_budget),
             bundle=4 * number * size,
-            seconds=number * c.max_steps * per_step,
+            seconds=sum(steps) * per_step,
             lines=lines,
         )
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -143,3 +144,49 @@ class ManyTasksConfig(MethodConfig):
         ):
             raise ValueError(f"models={self.models}: want different numbers from 0 to {made - 1}")
         return self
+
+
+_BRAIN = {
+    "volume": (80, 112, 80),
+    "normalise": "zscore",
+    "flip": True,
+    "synthesis": {"g_max": 5.0},
+    "depth": 5,
+    "train_batch": 8,
+    "learning_rate": 1e-3,
+}
+
+_SMALL = {
+    "width": 16,
+    "depth": 5,
+    "train_batch": 8,
+    "learning_rate": 2e-3,
+    "tenfold_steps": 2000,
+    "validate_alike": True,
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"intensity": "equalise"},
+    "paper-cxr": {"intensity": "equalise"},
+    "paper-brain": _BRAIN,
+    "default": {**_SMALL, "max_steps": 4000, "patience": 2000, "validate_every": 100},
+    "quick": {
+        **_SMALL,
+        "image_size": 112,
+        "width": 12,
+        "max_steps": 400,
+        "warmup_steps": 40,
+        "tenfold_steps": 400,
+        "validate_every": 50,
+    },
+    **{
+        task: {
+            **_SMALL,
+            "max_steps": 4000,
+            "patience": 2000,
+            "validate_every": 100,
+            "tasks": (task,),
+        }
+        for task in ("fpi", "pii", "nsa")
+    },
+}
