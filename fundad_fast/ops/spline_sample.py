@@ -234,9 +234,9 @@ def _cpu(image: list[Tensor], points: list[Tensor], beyond: str) -> list[Tensor]
         kept.append((table, at))
         numbers.extend([table.data_ptr(), at.data_ptr(), results[-1].data_ptr()])
         numbers.extend([axes, channels, n, *one.shape[1:], *[0] * (_MOST_AXES - axes)])
-        work += channels * n * 4.0**axes
+        work += n * (64 + channels * 2 * 4.0**axes)  # the splines of a point, and their sums
     if kept:
-        address, threads = numbers.buffer_info()[0], _adapt.threads(2 * work)
+        address, threads = numbers.buffer_info()[0], _adapt.threads(work)
         _adapt.native().spline_sample_cpu(address, len(kept), beyond == "zero", threads)
     return results
 
