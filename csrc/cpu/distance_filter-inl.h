@@ -71,10 +71,12 @@ inline void fold_cell(const Fold& k, const Floats* const (&low)[kTogether],
 inline void widen(const DistanceFilterArgs& a, std::int64_t y, const Floats* plane,
                   std::int64_t begin, std::int64_t end, Floats* row) {
   for (std::int64_t j = begin; j < end; ++j) {
+    row[j - begin] = Floats{};
+    if (y < 0 || a.column[j] < 0) continue;
     const std::int64_t i = y * a.w + a.column[j];
-    row[j - begin] = y < 0 || a.column[j] < 0 ? Floats{}
-                     : a.before               ? plane[i] * spread(a.before[i])
-                                              : plane[i];
+    // Rows of a strip are too short for the hardware to see where they go on.
+    __builtin_prefetch(plane + i + 2 * a.w);
+    row[j - begin] = a.before ? plane[i] * spread(a.before[i]) : plane[i];
   }
 }
 
@@ -185,9 +187,14 @@ inline void filter_transformed(const DistanceFilterArgs& a, const FilterSpectrum
 // Planes [vectors][h*w] of kLanes channels each, from x [h*w][c], and back.
 inline void gather_cells(const float* x, std::int64_t cells, std::int64_t c, int channels,
                          Floats* out) {
-  for (std::int64_t i = 0; i < cells; ++i, x += c)
+  constexpr std::int64_t kAhead = 16;  // cells, each on a page of its own
+  constexpr int kLine = 16;
+  for (std::int64_t i = 0; i < cells; ++i, x += c) {
+    if (i + kAhead < cells)
+      for (int v = 0; v < channels; v += kLine) __builtin_prefetch(x + kAhead * c + v);
     for (int v = 0; v < channels; v += kLanes)
       out[v / kLanes * cells + i] = load_some(x + v, channels - v < kLanes ? channels - v : kLanes);
+  }
 }
 
 inline void scatter_cells(const Floats* x, std::int64_t cells, std::int64_t c, int channels,

@@ -73,7 +73,8 @@ struct Transform {
       view.length = length;
       view.rows = rows;
     }
-    // Estimates of the cycles that 16 channels of a cell take with AVX-512.
+    // About how many cycles 16 channels of a cell take with AVX-512. At 98 x 98 cells transforms
+    // win from 11 taps a side on, at 28 x 28, where half of what is transformed is zero, from 15.
     const double sums = 0.75 * std::accumulate(a.reach, a.reach + reach + 1, 0.0) + 1.1 * a.taps;
     const double transforms = static_cast<double>(fewest) / a.h * (14 + 0.55 * a.taps);
     if (transforms >= sums) view.length = 0;
