@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import methods
-from .batch import Batch, Scores
+from .batch import Scores
 from .bundle import Bundle, load_bundle, save_bundle
 from .data import (
     ArraySource,
@@ -22,6 +22,7 @@ from .data import (
     InputSpec,
     Item,
     Loader,
+    ShownStream,
     as_source,
     assign_folds,
     data_hash,
@@ -184,7 +185,7 @@ class Detector:
                 "images": len(ids) - len(self.failures_),
                 "failed": len(self.failures_),
                 "data_sha256": sha256,
-                "held_out": _how_held_out(held_out, folds, bool(val)),
+                "held_out": _how_held_out(held_out, folds or {}, bool(val)),
                 "census": take_census(self._loader(train, spec)),
             },
             normal=held_out,
@@ -192,7 +193,7 @@ class Detector:
         )
         return self
 
-    def _external(self, X: Any, spec: InputSpec) -> tuple[_Shown, str | None]:
+    def _external(self, X: Any, spec: InputSpec) -> tuple[ShownStream, str | None]:
         source = as_source(X, volumes=self.volumes)[0]
         loose = spec.model_copy(
             update={"mixed_inputs": "convert", "fov": "none", "fov_crop": False}
@@ -215,6 +216,7 @@ class Detector:
         c = self.config
         shared = InputSpec.model_fields.keys() & type(c).model_fields.keys()
         values = {name: getattr(c, name) for name in shared}
+        wanted = values.pop("channels", "auto")
         if self.volumes:
             return self._volume_spec(train, values)
         if isinstance(train, ArraySource):
@@ -222,6 +224,8 @@ class Detector:
         else:
             census = inspect_inputs(train, mixed_inputs=c.mixed_inputs, pages=c.pages)
             channels, bit_depth = census.spec_channels, census.spec_bit_depth
+        if wanted not in ("auto", channels):
+            channels, values["mixed_inputs"] = wanted, "convert"
         return InputSpec(**values, channels=channels, bit_depth=bit_depth)
 
     def _volume_spec(self, train: Any, values: dict[str, Any]) -> InputSpec:
@@ -246,8 +250,10 @@ class Detector:
         number = assign_folds(items, k, self.config.seed)
         return {item.id: int(fold) for item, fold in zip(items, number)}
 
-    def _stream(self, source: Any, spec: InputSpec, name: str, total: int, done: int) -> _Shown:
-        return _Shown(self._shows, BatchStream(self._loader(source, spec)), name, total, done)
+    def _stream(
+        self, source: Any, spec: InputSpec, name: str, total: int, done: int
+    ) -> ShownStream:
+        return ShownStream(self._shows, BatchStream(self._loader(source, spec)), name, total, done)
 
     def _loader(self, source: Any, spec: InputSpec) -> Loader:
         return Loader(
@@ -435,30 +441,6 @@ def load(
     return detector
 
 
-class _Shown:
-    """Batches with their progress shown and their failures kept; walkable again."""
-
-    def __init__(
-        self, shows: Progress, stream: BatchStream, name: str, total: int, done: int
-    ) -> None:
-        self.shows, self.stream, self.name, self.total, self.done = shows, stream, name, total, done
-        self.failures: dict[str, Failure] = {}
-
-    def __iter__(self) -> Iterator[Batch]:
-        with self.shows.task(self.name, self.total, "images") as task:
-            task.advance(self.done)
-            for batch in self.stream:
-                yield batch
-                task.advance(len(batch))
-        self.failures.update(self.stream.failures)
-        if len(self.failures) == self.total:
-            first = next(iter(self.failures.values()))
-            raise DataError(
-                f"none of the {self.total} healthy images can be used; the first, "
-                f"{first.item.id}, is {first.status}: {first.error}"
-            )
-
-
 def _device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -485,12 +467,11 @@ def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> 
     return found
 
 
-def _how_held_out(held_out: HeldOut | None, folds: Mapping[str, int] | None, from_val: bool) -> str:
+def _how_held_out(held_out: HeldOut | None, folds: Mapping[str, int], from_val: bool) -> str:
     if from_val:
         return "split val"
-    if held_out is not None and held_out.rule:
-        return held_out.rule
-    return f"{len(set((folds or {}).values()))} folds"
+    rule = None if held_out is None else held_out.rule
+    return rule or f"{len(set(folds.values()))} folds"
 
 
 def _colour_scale(held_out: HeldOut | None, thresholds: dict[str, Any]) -> dict[str, Any]:

@@ -311,6 +311,20 @@ def labelled(tmp_path):
     return tmp_path, [*args, *(x for pair in settings for x in ("--set", pair))]
 
 
+@pytest.mark.parametrize("preset", ["quick", "paper-cxr"])
+def test_grey_pictures_saved_as_rgb_can_be_taken_as_grey(preset):
+    grey = np.stack([photograph(i)[..., :1] for i in range(7)])
+    settings = {**TINY, "models": (4,), "image_size": 32, "max_steps": 2, "channels": "grey"}
+    a, b = (
+        fundad_fast.ManyTasks(preset, folds=0, **settings).fit(x) for x in (grey, grey.repeat(3, 3))
+    )
+    assert b.bundle_.method.facts["shape"] == [1, 32, 32]
+    want = a.decision_function(grey)
+    np.testing.assert_allclose(b.decision_function(grey.repeat(3, 3)), want, rtol=0.05)
+    colour = fundad_fast.ManyTasks("quick", folds=0, **{**settings, "channels": "auto"})
+    assert colour.fit(grey.repeat(3, 3)).bundle_.method.facts["shape"] == [3, 32, 32]
+
+
 def test_the_command_line_plans_fits_and_evaluates(labelled):
     folder, args = labelled
     said = call(*args, "-o", folder / "model", "--dry-run")

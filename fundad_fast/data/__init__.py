@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fundad_fast.data.preparation import Prepared, prepare
     from fundad_fast.data.readers import read_image, read_mask, read_picture
     from fundad_fast.data.resizing import resize
+    from fundad_fast.data.shown import ShownStream
     from fundad_fast.data.spec import InputSpec
     from fundad_fast.data.volume_census import VolumeKind, inspect_volumes
     from fundad_fast.data.volume_preparation import prepare_volume
@@ -57,6 +58,7 @@ __all__ = [
     "Loader",
     "Prepared",
     "ReadError",
+    "ShownStream",
     "Status",
     "VolumeKind",
     "Voxels",
@@ -103,6 +105,7 @@ _MODULE_OF = {
     "Inventory": "inventory",
     "Item": "items",
     "Loader": "loader",
+    "ShownStream": "shown",
     "Prepared": "preparation",
     "ReadError": "items",
     "Status": "items",

@@ -365,7 +365,11 @@ class ManyTasks(Method):
         number, most = len(wanted), c.max_epochs or c.max_steps
         epochs = [max(1, len(fold.train) // c.train_batch) for fold in wanted]
         steps = [min(c.max_steps, most * epoch) for epoch in epochs]
-        shape = (1, *c.volume) if c.volume else (3, c.image_size, c.image_size)
+        shape = (
+            (1, *c.volume)
+            if c.volume
+            else (1 if c.channels == "grey" else 3, c.image_size, c.image_size)
+        )
         net = self._net(shape).to(self.device)
         size = sum(p.numel() for p in net.parameters())
         few = min(c.train_batch, 2)

@@ -30,6 +30,11 @@ class ManyTasksConfig(MethodConfig):
         description="range: [0, 1] becomes [-1, 1], the paper's chest X-rays; zscore: mean 0 and "
         "standard deviation 1 inside the mask, its brains.",
     )
+    channels: Literal["auto", "rgb", "grey"] = Field(
+        "auto",
+        description="auto: as the images are; grey: colours become their luminance, which is right "
+        "for grey pictures saved as RGB, as synthetic anomalies would colour them. Paper: grey.",
+    )
     intensity: Literal["range", "equalise"] = Field(
         "range",
         description="equalise: even out each image's histogram (256 bins) first, grey images only. "
@@ -146,6 +151,8 @@ class ManyTasksConfig(MethodConfig):
         return self
 
 
+_XRAY = {"channels": "grey", "intensity": "equalise"}
+
 _BRAIN = {
     "volume": (80, 112, 80),
     "normalise": "zscore",
@@ -166,8 +173,8 @@ _SMALL = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"intensity": "equalise"},
-    "paper-cxr": {"intensity": "equalise"},
+    "paper": _XRAY,
+    "paper-cxr": _XRAY,
     "paper-brain": _BRAIN,
     "default": {**_SMALL, "max_steps": 4000, "patience": 2000, "validate_every": 100},
     "quick": {
