@@ -7,10 +7,19 @@ import torch  # noqa: F401  Before the native module: torch's libgomp must be th
 
 if TYPE_CHECKING:
     from . import ops
-    from .detector import ManyTasks, PatchCore, ReSAD, load
+    from .detector import Autoencoder, ManyTasks, PatchCore, ProxyAno, ReSAD, load
 
 __version__ = "0.1.0"
-__all__ = ["ManyTasks", "PatchCore", "ReSAD", "__version__", "load", "ops"]
+__all__ = [
+    "Autoencoder",
+    "ManyTasks",
+    "PatchCore",
+    "ProxyAno",
+    "ReSAD",
+    "__version__",
+    "load",
+    "ops",
+]
 
 
 def __getattr__(name: str) -> Any:

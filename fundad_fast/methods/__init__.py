@@ -15,14 +15,19 @@ from ._base import (
     thinned,
     touched,
 )
+from .autoencoders import Autoencoder
 from .many_tasks import ManyTasks
 from .patchcore import PatchCore
+from .proxyano import ProxyAno
 from .resad import ReSAD
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (ReSAD, PatchCore, ManyTasks)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (ReSAD, PatchCore, ManyTasks, ProxyAno, Autoencoder)
+}
 
 __all__ = [
     "METHODS",
+    "Autoencoder",
     "ConfigError",
     "HeldOut",
     "ManyTasks",
@@ -30,6 +35,7 @@ __all__ = [
     "MethodConfig",
     "PatchCore",
     "Plan",
+    "ProxyAno",
     "ReSAD",
     "State",
     "make_config",

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pseudo-anomalies of ProxyAno: a patch of an image, pasted on a proxy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .tasks import Synthetic
+
+
+class PasteSettings(BaseModel):
+    """Numbers of the pasted patches. Published is only that a patch of an image goes on the proxy
+    and that the target stays the healthy image: these are our design (METHODS.md E.5)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least_side: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="Least side of a patch, as a share of the image's. Ours."
+    )
+    largest_side: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="Largest side of a patch, as a share of the image's. Ours."
+    )
+    jitter: float = Field(
+        0.0, ge=0, le=1, description="A patch's values are scaled by 1 ± up to this. Ours."
+    )
+    foreground: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Where there is no mask, proxies darker than this are no object. Ours.",
+    )
+
+
+def paste_patches(
+    proxy: Tensor,
+    source: Tensor,
+    *,
+    seeds: list[int],
+    mask: Tensor | None,
+    settings: PasteSettings,
+) -> Synthetic:
+    """Proxies with a rectangle of an image pasted on each, inside the object only.
+
+    Sides and places are uniform, in the source and in the proxy on their own; the centre lies on
+    the object. The object is the mask, or, without one, where the proxy is not black.
+
+    Args:
+        proxy: ``[b, c, h, w]`` float32.
+        source: of the same shape: what patches are cut from.
+        seeds: one per image.
+        mask: ``[b, h, w]`` bool or ``None``.
+        settings: their numbers.
+
+    Returns:
+        Proxies with patches; ``label`` is 1 and ``mask`` true where a patch is. The arguments are
+        left as they are.
+    """
+    image = proxy.clone()
+    where = torch.zeros(proxy[:, 0].shape, dtype=torch.bool, device=proxy.device)
+    objects = proxy.amax(1) > settings.foreground if mask is None else mask
+    h, w = proxy.shape[2:]
+    for i, seed in enumerate(seeds):
+        places = objects[i].nonzero()
+        if not len(places):
+            continue
+        rng = np.random.default_rng(seed)
+        share = rng.uniform(settings.least_side, settings.largest_side, 2)
+        tall, wide = (max(1, round(s * side)) for s, side in zip(share, (h, w)))
+        centre = places[int(rng.integers(len(places)))].tolist()
+        y, x = (
+            min(max(c - s // 2, 0), side - s)
+            for c, s, side in zip(centre, (tall, wide), (h, w), strict=True)
+        )
+        v, u = int(rng.integers(h - tall + 1)), int(rng.integers(w - wide + 1))
+        gain = 1 + settings.jitter * rng.uniform(-1, 1)
+        on = objects[i, y : y + tall, x : x + wide]
+        patch = (source[i, :, v : v + tall, u : u + wide] * gain).clamp(0, 1)
+        here = image[i, :, y : y + tall, x : x + wide]
+        image[i, :, y : y + tall, x : x + wide] = torch.where(on, patch, here)
+        where[i, y : y + tall, x : x + wide] = on
+    return Synthetic(image, where.float(), where)
