@@ -32,7 +32,7 @@ from .data import (
     take_census,
     training_images,
 )
-from .evaluation.thresholds import colour_scale, image_threshold, pixel_threshold
+from .held_out import colour_scale_of, how_held_out, thresholds_of
 from .methods import HeldOut, Method, MethodConfig, Plan, make_config, thinned, touched
 from .progress import Bars, Progress
 
@@ -61,7 +61,7 @@ class ImageScores(Scores):
 class Detector:
     """Learns from healthy images and scores others; higher is more abnormal.
 
-    Use a subclass: :class:`ReSAD`, :class:`PatchCore`, :class:`ManyTasks`.
+    Use a subclass, such as :class:`ReSAD`.
     Names follow PyOD: ``decision_function``, ``predict`` (1 = abnormal) and ``threshold_``. There
     is no ``score_samples``, because scikit-learn's means the opposite.
 
@@ -174,18 +174,18 @@ class Detector:
         held_out = method.held_out_
         if val:
             held_out = self._score_held_out(method, val, spec)
-        thresholds = _thresholds(held_out, self.target_fpr, bool(val))
+        thresholds = thresholds_of(held_out, self.target_fpr, bool(val))
         self.bundle_ = Bundle(
             method=method,
             preset=self.preset,
             input_spec=spec.model_dump(mode="json"),
             thresholds=thresholds,
-            colour_scale=_colour_scale(held_out, thresholds),
+            colour_scale=colour_scale_of(held_out, thresholds),
             trained_on={
                 "images": len(ids) - len(self.failures_),
                 "failed": len(self.failures_),
                 "data_sha256": sha256,
-                "held_out": _how_held_out(held_out, folds or {}, bool(val)),
+                "held_out": how_held_out(held_out, folds, bool(val)),
                 "census": take_census(self._loader(train, spec)),
             },
             normal=held_out,
@@ -379,7 +379,7 @@ class Detector:
 
 def _doc_of(method: str) -> str:
     return (Detector.__doc__ or "").replace(
-        "Use a subclass: :class:`ReSAD`, :class:`PatchCore`, :class:`ManyTasks`.",
+        "Use a subclass, such as :class:`ReSAD`.",
         f"The method is {method}, see :class:`fundad_fast.methods.{method}`.",
     )
 
@@ -399,8 +399,18 @@ class ManyTasks(Detector):
     method = methods.ManyTasks
 
 
+class ProxyAno(Detector):
+    __doc__ = _doc_of("ProxyAno")
+    method = methods.ProxyAno
+
+
+class Autoencoder(Detector):
+    __doc__ = _doc_of("Autoencoder")
+    method = methods.Autoencoder
+
+
 DETECTORS: Mapping[str, type[Detector]] = {
-    cls.method.name: cls for cls in (ReSAD, PatchCore, ManyTasks)
+    cls.method.name: cls for cls in (ReSAD, PatchCore, ManyTasks, ProxyAno, Autoencoder)
 }
 
 
@@ -451,30 +461,3 @@ def _device(name: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise methods.ConfigError(f"device={name}: not to be had here ({reason})") from error
     return device
-
-
-def _thresholds(held_out: HeldOut | None, target_fpr: float, from_val: bool) -> dict[str, Any]:
-    if held_out is None or len(held_out.score) < 2:
-        return {"image": None, "pixel": None}
-    in_turn = not (from_val or held_out.rule)
-    folds = len(set(held_out.fold.tolist())) if in_turn else None
-    found: dict[str, Any] = {
-        "image": image_threshold(held_out.score, target_fpr=target_fpr, folds=folds),
-        "pixel": None,
-    }
-    if held_out.pixels is not None:
-        found["pixel"] = pixel_threshold(held_out.pixels, folds=folds)
-    return found
-
-
-def _how_held_out(held_out: HeldOut | None, folds: Mapping[str, int], from_val: bool) -> str:
-    if from_val:
-        return "split val"
-    rule = None if held_out is None else held_out.rule
-    return rule or f"{len(set(folds.values()))} folds"
-
-
-def _colour_scale(held_out: HeldOut | None, thresholds: dict[str, Any]) -> dict[str, Any]:
-    if held_out is None or held_out.pixels is None or thresholds["pixel"] is None:
-        return {}
-    return colour_scale(held_out.pixels, thresholds["pixel"]["value"])

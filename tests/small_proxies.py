@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,13 +42,12 @@ def fit_on(
     return method(config).fit(train, folds=folds, scratch=scratch)
 
 
-if __name__ == "__main__":  # small_proxies.py SCRATCH: is killed in its fourth step
-    from fundad_fast.methods import proxy_training
-    from fundad_fast.training import loop
+if __name__ == "__main__":  # small_proxies.py SCRATCH: is killed in its fifth step
+    from fundad_fast.methods import proxy_training, reconstruction
 
     torch.set_num_threads(1)
     steps = proxy_training.ProxyRecipe.step
-    settings = loop.LoopSettings
+    settings = reconstruction.LoopSettings
 
     def deadly(self, turn):
         if turn.step == 4:
@@ -55,8 +55,5 @@ if __name__ == "__main__":  # small_proxies.py SCRATCH: is killed in its fourth 
         return steps(self, turn)
 
     proxy_training.ProxyRecipe.step = deadly  # type: ignore[method-assign]
-    loop.LoopSettings.save_every = 0.0
-    from fundad_fast.methods import reconstruction
-
-    reconstruction.LoopSettings = lambda **k: settings(**k, save_every=0.0)  # type: ignore
+    reconstruction.LoopSettings = partial(settings, save_every=0.0)  # type: ignore
     fit_on(ProxyAno, batches(7), scratch=Path(sys.argv[1]))

@@ -31,7 +31,8 @@ MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import
     "report": {"report", "evaluation", "data", "run_folder"},
     # Objects for clinics show what the report draws, so that both say the same.
     "export": {"export", "report", "data", "run_folder"},
-    "detector": {"methods", "bundle", "data", "evaluation"},
+    "held_out": {"methods", "evaluation"},
+    "detector": {"methods", "bundle", "data", "held_out"},
     "archive": {"archive", "methods", "bundle", "data", "evaluation", "run_folder"},
     "demo": {"synthetic", "data"},
     "cli": {"cli", "detector", "archive", "evaluation", "report", "export", "demo"}

@@ -20,6 +20,7 @@ from small_tasks import batches
 
 import fundad_fast
 from fundad_fast.batch import Batch
+from fundad_fast.data import DataError
 from fundad_fast.methods import Autoencoder, ConfigError, ProxyAno, make_config
 from fundad_fast.methods.autoencoders import KINDS
 from fundad_fast.methods.proxy_training import ProxyRecipe
@@ -45,11 +46,11 @@ def probe(n=3, **how):
 
 @BOTH
 def test_losses_fall_and_what_was_made_is_told(method):
-    made = fit_on(method, batches(6), max_steps=40)
+    made = fit_on(method, batches(6), max_steps=25)
     rows = list(csv.DictReader(io.StringIO(made.files()["training.csv"].decode())))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    assert made.facts["steps"] == 40
-    assert "40 steps on 6 images" in made.summary()
+    assert made.facts["steps"] == 25
+    assert "25 steps on 6 images" in made.summary()
     assert made.files()["training.svg"].startswith(b"<svg")
     assert made.held_out_ is None
 
@@ -139,7 +140,7 @@ def test_colour_and_the_residual_of_the_proxy():
 
 
 def test_pseudo_anomalies_are_of_the_input_and_the_target_stays(monkeypatch):
-    """A network that gives its input back: with a patch on the proxy, only that term rises."""
+    """The second network is given the made proxy, the proxy, and the proxy with a patch."""
     from fundad_fast.methods import proxy_training
 
     seen = []
@@ -172,9 +173,6 @@ def test_pseudo_anomalies_are_of_the_input_and_the_target_stays(monkeypatch):
     monkeypatch.setattr(ProxyRecipe, "step", watched)
     fit_on(ProxyAno, batches(6), max_steps=2)
     assert len(seen) == 2
-    fit_on(
-        ProxyAno, batches(6), max_steps=1, patch_from="same", pseudo_anomalies=False
-    ) if False else None
 
 
 @pytest.mark.parametrize(
@@ -200,7 +198,7 @@ def test_the_ablations_train(settings, fitted):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_autoencoder_learns(kind):
-    made = fit_on(Autoencoder, batches(6), kind=kind, max_steps=60)
+    made = fit_on(Autoencoder, batches(6), kind=kind, max_steps=25)
     rows = list(csv.DictReader(io.StringIO(made.files()["training.csv"].decode())))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     has = {"vae": {"divergence"}, "cevae": {"divergence", "context"}, "memae": {"entropy"}}
@@ -278,10 +276,8 @@ def test_the_mean_inside_is_over_the_mask():
 
 @BOTH
 def test_what_cannot_be_learned_from_is_refused_with_advice(method):
-    with pytest.raises(ConfigError, match="no healthy image to learn from$"):
+    with pytest.raises(ConfigError, match="no healthy image to learn from"):
         fit_on(method, [])
-    with pytest.raises(ConfigError, match="images without a field of view need fov=none"):
-        fit_on(method, [], fov="auto")
     with pytest.raises(ConfigError, match=r"one healthy image.*few dozen"):
         fit_on(method, batches(1))
     alike = [Batch(torch.ones(1, 1, 32, 32) / 3, (str(i),)) for i in range(6)]
@@ -352,5 +348,5 @@ def test_the_facade_fits_saves_and_loads(tmp_path, method):
 
 def test_a_fundus_preset_on_images_without_a_field_of_view():
     noise = np.random.default_rng(0).integers(90, 160, (6, 64, 64, 3), dtype=np.uint8)
-    with pytest.raises((ConfigError, ValueError), match="field of view"):
+    with pytest.raises(DataError, match=r"none of the 6 healthy images.*no_fov"):
         fundad_fast.ProxyAno("fundus", **PROXY).fit(noise)

@@ -39,7 +39,8 @@ class Engine(StrEnum):
 
 
 MethodName = Annotated[
-    str | None, typer.Option("--method", "-m", help="resad, patchcore, manytasks")
+    str | None,
+    typer.Option("--method", "-m", help="resad, patchcore, manytasks, proxyano, autoencoder"),
 ]
 External = Annotated[
     list[str] | None,

@@ -150,7 +150,7 @@ class Autoencoder(Reconstruction):
         "quick": {
             **_SMALL,
             "image_size": 112,
-            "width": 12,
+            "width": 16,
             "depth": 4,
             "slots": 200,
             "max_steps": 1500,

@@ -62,11 +62,11 @@ class ProxyAno(Reconstruction):
         "quick": {
             **_SMALL,
             "image_size": 112,
-            "width": 12,
+            "width": 8,
             "depth": 4,
             "slots": 200,
-            "discriminator_width": 12,
-            "max_steps": 600,
+            "discriminator_width": 8,
+            "max_steps": 800,
             "proxy_settings": {"segments": 200},
         },
     }

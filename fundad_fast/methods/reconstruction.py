@@ -180,13 +180,7 @@ class Reconstruction(Method):
 
     def _check(self, store: ImageStore) -> None:
         if not len(store):
-            raise ConfigError(
-                "no healthy image to learn from"
-                + (
-                    "; photographs without a field of view need fov=none"
-                    * (self.config.fov != "none")
-                )
-            )
+            raise ConfigError("no healthy image to learn from")
         if len(store) == 1:
             raise ConfigError(
                 "one healthy image to learn from; a network would learn it by heart: give at least "

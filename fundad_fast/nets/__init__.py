@@ -2,7 +2,10 @@
 """The small networks that methods train; no file is read or written here."""
 
 from .autoencoder import Autoencoder, Decoder, DoubleConv, Encoder, level_widths
+from .discriminator import PatchDiscriminator, fooling_loss, telling_loss
+from .memory import Memory
 from .positions import position_channels
+from .reconstruction import Made, Reconstructor, code_divergence
 from .unet import UNet
 
 __all__ = [
@@ -10,7 +13,14 @@ __all__ = [
     "Decoder",
     "DoubleConv",
     "Encoder",
+    "Made",
+    "Memory",
+    "PatchDiscriminator",
+    "Reconstructor",
     "UNet",
+    "code_divergence",
+    "fooling_loss",
     "level_widths",
     "position_channels",
+    "telling_loss",
 ]

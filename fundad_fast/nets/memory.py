@@ -83,7 +83,8 @@ class Memory(nn.Module):
 
         Weights are those after shrinking; they sum to 1 over the n slots.
         """
-        features, keys = z.movedim(1, -1), self.keys
+        features: Tensor = z.movedim(1, -1)
+        keys: Tensor = self.keys
         if self.address == "cosine":
             features, keys = nnf.normalize(features, dim=-1), nnf.normalize(keys, dim=-1)
         weights = hard_shrink((features @ keys.T).float().softmax(-1), self.threshold)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from .tasks import Synthetic
@@ -34,6 +34,12 @@ class PasteSettings(BaseModel):
         lt=1,
         description="Where there is no mask, proxies darker than this are no object. Ours.",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least_side > self.largest_side:
+            raise ValueError("want least_side <= largest_side")
+        return self
 
 
 def paste_patches(
