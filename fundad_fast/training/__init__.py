@@ -5,7 +5,7 @@ from .checkpoint import CheckpointError
 from .curves import draw_curves
 from .loop import LoopSettings, Outcome, Recipe, TrainingError, Turn, train
 from .records import History, as_csv
-from .schedules import warm_up_and_decay
+from .schedules import multi_step, warm_up_and_decay
 from .seeds import seed_of
 from .team import Team, launched
 
@@ -21,6 +21,7 @@ __all__ = [
     "as_csv",
     "draw_curves",
     "launched",
+    "multi_step",
     "seed_of",
     "train",
     "warm_up_and_decay",

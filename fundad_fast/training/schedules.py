@@ -32,3 +32,15 @@ def warm_up_and_decay(
     if step >= warmup + math.floor(tenfold * math.log10(1 / floor)):
         return floor
     return float(10 ** (-(step - warmup) / tenfold))
+
+
+def multi_step(step: int, total: int, *, at: tuple[float, ...], factor: float) -> float:
+    """Factor of the learning rate that falls by ``factor`` at shares of the training.
+
+    Args:
+        step: from 0.
+        total: steps of the training.
+        at: shares of ``total``, such as 0.8 and 0.9.
+        factor: by which each of them multiplies the rate.
+    """
+    return float(factor ** sum(step >= share * total for share in at))
