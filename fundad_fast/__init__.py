@@ -7,7 +7,7 @@ import torch  # noqa: F401  Before the native module: torch's libgomp must be th
 
 if TYPE_CHECKING:
     from . import ops
-    from .detector import Autoencoder, ManyTasks, PatchCore, ProxyAno, ReSAD, load
+    from .detector import Autoencoder, ManyTasks, PatchCore, ProxyAno, ReSAD, ReSynthDetect, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PatchCore",
     "ProxyAno",
     "ReSAD",
+    "ReSynthDetect",
     "__version__",
     "load",
     "ops",

@@ -409,8 +409,14 @@ class Autoencoder(Detector):
     method = methods.Autoencoder
 
 
+class ReSynthDetect(Detector):
+    __doc__ = _doc_of("ReSynthDetect")
+    method = methods.ReSynthDetect
+
+
 DETECTORS: Mapping[str, type[Detector]] = {
-    cls.method.name: cls for cls in (ReSAD, PatchCore, ManyTasks, ProxyAno, Autoencoder)
+    cls.method.name: cls
+    for cls in (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder)
 }
 
 

@@ -20,9 +20,11 @@ from .many_tasks import ManyTasks
 from .patchcore import PatchCore
 from .proxyano import ProxyAno
 from .resad import ReSAD
+from .resynth import ReSynthDetect
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ReSAD, PatchCore, ManyTasks, ProxyAno, Autoencoder)
+    method.name: method
+    for method in (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder)
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Plan",
     "ProxyAno",
     "ReSAD",
+    "ReSynthDetect",
     "State",
     "make_config",
     "spread",

@@ -29,7 +29,8 @@ from ..training import (
     seed_of,
     train,
 )
-from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
+from ._base import ConfigError, HeldOut, Method, Plan, State, spread
+from .holding_out import held_out, kept_and_apart
 from .image_store import ImageStore
 from .many_tasks_config import PRESETS, ManyTasksConfig
 from .normalise import normalised
@@ -105,14 +106,7 @@ class ManyTasks(Method):
         c = self.config
         team = Team(self.device)
         self.to(team.device)
-        kept, apart = ImageStore(c.memory_budget), ImageStore(c.memory_budget)
-        held = min(folds.values()) if folds else None
-        for batch in train:
-            out = [held is not None and folds is not None and folds[i] == held for i in batch.id]
-            for store, is_apart in ((kept, False), (apart, True)):
-                chosen = [i for i, left_out in enumerate(out) if left_out is is_apart]
-                if chosen:
-                    store.add(self._prepared(batch, chosen))
+        kept, apart = kept_and_apart(train, folds, c.memory_budget, self._prepared)
         self._check(kept)
         foreign = self._foreign(external, kept.shape)
         scheme = task_folds(c.tasks, c.train_tasks, len(kept))
@@ -135,10 +129,8 @@ class ManyTasks(Method):
         self.held_out_ = self._hold_out(apart) if len(apart) else None
         return self
 
-    def _prepared(self, batch: Batch, chosen: list[int]) -> Batch:
-        mask = None if batch.mask is None else batch.mask[chosen]
-        image = self._normalised(batch.image[chosen], mask)
-        return Batch(image, tuple(batch.id[i] for i in chosen), mask)
+    def _prepared(self, batch: Batch) -> Batch:
+        return Batch(self._normalised(batch.image, batch.mask), batch.id, batch.mask)
 
     def _normalised(self, image: Tensor, mask: Tensor | None) -> Tensor:
         return normalised(image, mask, self.config.normalise)
@@ -183,7 +175,7 @@ class ManyTasks(Method):
         store = ImageStore(self.config.memory_budget)
         if external is not None:
             for batch in external:
-                store.add(self._prepared(batch, list(range(len(batch)))))
+                store.add(self._prepared(batch))
             if len(store) and (len(store.shape), store.shape[0]) != (len(shape), shape[0]):
                 raise ConfigError(
                     f"external images of shape {list(store.shape)}, healthy ones of {list(shape)}: "
@@ -252,22 +244,11 @@ class ManyTasks(Method):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def _hold_out(self, store: ImageStore) -> HeldOut:
-        image, cells = [], []
-        for number in range(len(store)):
-            one = store.get([number], self.device)
-            scores = self._judge(one.image, one.mask)
-            assert scores.map is not None
-            image.append(scores.image.cpu().numpy())
-            shown = scores.map[touched(one.mask, scores.map)].cpu().numpy()
-            cells.append(thinned(shown, len(store)))
         rule = (
             f"{len(store)} healthy images, one fold, that no model was trained or validated on "
             "(our design: refits are too costly)"
         )
-        fold = np.zeros(len(store), np.int32)
-        return HeldOut(
-            tuple(store.ids), fold, np.concatenate(image), np.concatenate(cells), rule=rule
-        )
+        return held_out(store, lambda one: self._judge(one.image, one.mask), self.device, rule)
 
     # -- judging ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 from .autoencoder import Autoencoder, Decoder, DoubleConv, Encoder, level_widths
 from .discriminator import PatchDiscriminator, fooling_loss, telling_loss
+from .guided import Guide, GuidedPair, GuidedUNet, guidance
 from .memory import Memory
 from .positions import position_channels
 from .reconstruction import Made, Reconstructor, code_divergence
@@ -13,6 +14,9 @@ __all__ = [
     "Decoder",
     "DoubleConv",
     "Encoder",
+    "Guide",
+    "GuidedPair",
+    "GuidedUNet",
     "Made",
     "Memory",
     "PatchDiscriminator",
@@ -20,6 +24,7 @@ __all__ = [
     "UNet",
     "code_divergence",
     "fooling_loss",
+    "guidance",
     "level_widths",
     "position_channels",
     "telling_loss",

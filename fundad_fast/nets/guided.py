@@ -81,20 +81,40 @@ class GuidedUNet(nn.Module):
         return logits[:, 0]
 
 
-def guidance(net: nn.Module | None, image: Tensor, guide: Guide) -> Tensor | list[Tensor] | None:
-    """What a reconstruction network says of images, as :class:`GuidedUNet` takes it.
+class GuidedPair(nn.Module):
+    """A reconstruction network and the U-Net that it guides, trained as one, as in DRAEM.
 
     Args:
-        net: an :class:`Autoencoder`; not read with ``guide="none"``.
+        reconstruction, localisation: the two; ``guide`` is the latter's.
+    """
+
+    def __init__(self, reconstruction: Autoencoder, localisation: GuidedUNet) -> None:
+        super().__init__()
+        self.reconstruction, self.localisation = reconstruction, localisation
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``[b, c, h, w]`` to logits ``[b, h, w]`` and the reconstruction."""
+        again, known = guidance(self.reconstruction, image, self.localisation.guide)
+        return self.localisation(image, known), again
+
+
+def guidance(
+    net: nn.Module, image: Tensor, guide: Guide
+) -> tuple[Tensor | None, Tensor | list[Tensor] | None]:
+    """A reconstruction network's image, and what guides a :class:`GuidedUNet` by it.
+
+    Args:
+        net: an :class:`Autoencoder`; not called with ``guide="none"``, which gives nothing.
         image: ``[b, c, h, w]``.
         guide: see :class:`GuidedUNet`.
     """
     if guide == "none":
-        return None
+        return None, None
     assert isinstance(net, Autoencoder)
     again, down, up = net.features(image)
     if guide == "image":
-        return again
+        return again, again
     if guide == "features":
-        return up
-    return [(a - b).abs() for a, b in zip(down[:-1], net.encoder(again)[:-1], strict=True)]
+        return again, up
+    below = net.encoder(again)
+    return again, [(a - b).abs() for a, b in zip(down[:-1], below[:-1], strict=True)]

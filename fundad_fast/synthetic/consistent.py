@@ -133,8 +133,8 @@ def draw_components(
         whole[numbered[~room]] = False
         areas = stats[1:, cv2.CC_STAT_AREA]
         least = max(_LEAST_PIXELS, settings.area_min * area)
-        fitting = (areas >= least) & (areas <= settings.area_max * area)
-        fitting = np.flatnonzero(fitting & whole[1:]) + 1
+        sized = (areas >= least) & (areas <= settings.area_max * area)
+        fitting = np.flatnonzero(sized & whole[1:]) + 1
         if len(fitting):
             wanted = int(rng.integers(1, settings.components_max + 1))
             kept = rng.choice(fitting, min(wanted, len(fitting)), replace=False)
