@@ -40,7 +40,9 @@ class Engine(StrEnum):
 
 MethodName = Annotated[
     str | None,
-    typer.Option("--method", "-m", help="resad, patchcore, manytasks, proxyano, autoencoder"),
+    typer.Option(
+        "--method", "-m", help="resad, patchcore, manytasks, resynth, proxyano, autoencoder"
+    ),
 ]
 External = Annotated[
     list[str] | None,
