@@ -35,6 +35,9 @@ PART_SECONDS = 30.0
 
 LOCK = ".lock"
 
+MOST_REGIONS = 10
+"""Regions in a row: the worst ones."""
+
 
 class RunError(RuntimeError):
     """A run folder that cannot be used for what was asked; the message says what to do."""
@@ -386,14 +389,18 @@ def read_part(part: Path, columns: Sequence[str] | None = None) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(part) as file:
+        # Opened here: pyarrow takes no path that is not UTF-8.
+        with open(part, "rb") as opened, pq.ParquetFile(opened) as file:
             names = set(file.schema_arrow.names)
             if not {"id", "status", "score"} <= names:
                 raise RunError(f"{part} lacks the columns id, status and score; score again")
             wanted = None if columns is None else [name for name in columns if name in names]
             table = file.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
-        raise RunError(f"{part} is damaged ({error}); score again with --overwrite") from error
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"{part} is damaged ({reason}); remove it and score again: only its rows are made anew"
+        ) from error
     for name in columns or ():
         if name not in names:
             table = table.append_column(name, pa.nulls(table.num_rows))

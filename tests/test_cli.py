@@ -2,6 +2,7 @@
 """The command line as a user meets it: exit codes, files, and one clear line for each mistake."""
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -20,7 +21,7 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
-from fundad_fast.cli import app
+from fundad_fast.cli import app, steps
 
 SETTINGS = [
     *("--weights", "untrained", "--folds", "3"),
@@ -118,6 +119,8 @@ def test_score_takes_folders_lists_and_globs_and_isolates_errors(model, cohort, 
         for name, value in got.items():
             assert value == pytest.approx(by_folder[name], rel=1e-5)
     call("score", folder, "-m", model, "-o", tmp_path / "s", "--strict", code=1)
+    said = call("score", "-", "-m", model, "-o", tmp_path / "n", stdin="\0".join(names), code=2)
+    assert "give -0" in said
 
 
 def test_shards_pages_and_several_folders_are_scored(model, cohort, tmp_path):
@@ -163,10 +166,52 @@ def test_the_list_of_inputs_is_gone_afterwards(model, cohort, tmp_path):
     handle = os.open(left, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
     said = call("score", cohort / "test", "-m", model, "-o", out, code=2)
-    assert "another process is reading the inputs of a run" in said
+    assert f"another process is scoring into {out}; wait" in said
     os.close(handle)
     call("score", cohort / "test", "-m", model, "-o", out)
     assert os.listdir(tmp_path / "deep") == ["run"]
+
+
+def test_a_run_folder_in_one_that_may_not_be_written_is_used(model, cohort, tmp_path, monkeypatch):
+    # As a mounted volume is; root may write everywhere, so that the system is asked in its place.
+    out, temporary = tmp_path / "run", tmp_path / "temporary"
+    out.mkdir()
+    monkeypatch.setattr(steps.os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(steps.tempfile, "tempdir", str(temporary))
+    mark = hashlib.sha256(os.fsencode(out)).hexdigest()[:8]
+    place = temporary / f".run-{mark}.inputs"
+    place.mkdir(parents=True)
+    handle = os.open(place, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    said = call("score", cohort / "test", "-m", model, "-o", out, code=2)
+    assert "another process is scoring" in said
+    os.close(handle)
+    call("score", cohort / "test", "-m", model, "-o", out)
+    assert len(rows(out)) == 8
+    assert not list(temporary.iterdir())
+
+
+def test_a_folder_that_cannot_be_removed_is_emptied(tmp_path, monkeypatch):
+    rmdir = os.rmdir
+
+    def refuse(path, **at):
+        if path == tmp_path:
+            raise OSError(errno.EBUSY, "it is mounted")
+        rmdir(path, **at)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "run.json").touch()
+    steps.fresh(tmp_path, True, "run.json")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run.json").touch()
+
+    def stays(path, **at):
+        raise PermissionError(errno.EACCES, "it stays")
+
+    monkeypatch.setattr(os, "unlink", stays)
+    with pytest.raises(PermissionError, match="it stays"):
+        steps.fresh(tmp_path, True, "run.json")
 
 
 def test_an_interrupted_run_goes_on_and_repeats_nothing(model, cohort, tmp_path):
@@ -306,7 +351,7 @@ def test_shards_are_scored_and_merged(model, cohort, tmp_path):
             *("--overlays", "all"),
         )
     said = call("merge", tmp_path / "s1", "-o", tmp_path / "all", code=2)
-    assert "of 2 shards, 1 are missing: 2" in said
+    assert "of 2 shards, 1 missing: 2" in said
     assert "8 ok" in call("merge", tmp_path / "s2", tmp_path / "s1", "-o", tmp_path / "all")
     assert len({r["id"] for r in rows(tmp_path / "all")}) == 8
     assert len(list((tmp_path / "all/overlays").iterdir())) == 8
@@ -319,6 +364,12 @@ def test_shards_are_scored_and_merged(model, cohort, tmp_path):
     assert "shard '3/2': want i/n" in said
     said = call("score", data, "-m", model, "-o", tmp_path / "x", "--limit", 3, "--dry-run")
     assert "would score 3 images into" in said
+    said = call("score", data, "-m", model, "-o", tmp_path / "all", "--dry-run")
+    assert "where 8 rows are" in said
+    said = call("score", data, "-m", model, "-o", tmp_path / "all", "--dry-run", "--overwrite")
+    assert "rows" not in said
+    said = call("score", data, "-m", model, "-o", data / "run", "--dry-run", code=2)
+    assert "lie in each other" in said
 
 
 def test_names_are_left_out_when_asked(model, cohort, tmp_path):

@@ -417,6 +417,10 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
         done = call(*args)
         assert done.exit_code == 2, done.output
         assert words in done.output
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**about, "layout": "list"}))
+    done = call(run, "--dicom", "-o", tmp_path / "source" / "x", "--progress", "none")
+    assert done.exit_code == 0, done.output  # the folder is only where a list was given
     shutil.rmtree(tmp_path / "source")
     (tmp_path / "source").mkdir()
     strict = call(run, "--dicom", "-o", tmp_path / "new", "--strict", "--progress", "none")

@@ -114,8 +114,8 @@ def change(path, **facts):
 def test_what_is_not_all_of_one_run_is_refused(fitted, images, copies, tmp_path):
     a, b, c = copies
     out = tmp_path / "out"
-    refused([a, c], out, r"of 3 shards, 1 are missing: 2$")
-    refused([a, b], out, r"of 3 shards, 1 are missing: 3$")
+    refused([a, c], out, r"of 3 shards, 1 missing: 2$")
+    refused([a, b], out, r"of 3 shards, 1 missing: 3$")
     refused([a, b, c, b], out, "are both shard 2/3")
     refused([a, b, tmp_path], out, "not a run folder")
     change(b, settings={"save_maps": True, "shard": "2/4"})
@@ -147,6 +147,26 @@ def test_an_id_in_two_shards_is_refused(copies, tmp_path):
     a, b, _ = copies
     shutil.copy(a / "scores/part-00000.parquet", b / "scores/part-00001.parquet")
     refused(copies, tmp_path / "out", "has a row in .*shard1 and one in .*shard2")
+
+
+def test_a_shard_that_lost_a_file_of_rows_is_refused(copies, tmp_path):
+    next((copies[1] / "scores").iterdir()).unlink()
+    refused(copies, tmp_path / "out", r"shard2 holds 0 rows, where \d were scored")
+
+
+def test_what_is_overwritten_goes_when_the_new_one_is_complete(copies, tmp_path):
+    out = tmp_path / "out"
+    merge_runs(copies, out)
+    (out / "mine").touch()
+    with pytest.raises(RunError, match="missing"):
+        merge_runs(copies[:2], out, overwrite=True)
+    assert (out / "mine").exists()
+    assert sum(merge_runs(copies, out, overwrite=True).values()) == 8
+    assert not (out / "mine").exists()
+    (out / "run.json").unlink()
+    with pytest.raises(RunError, match="not a run folder"):
+        merge_runs(copies, out, overwrite=True)
+    assert (out / "scores").exists()
 
 
 def test_a_shard_that_is_being_written_is_refused(copies, tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fundad_fast.data import path_of_row
 from fundad_fast.report import make_overlays, overlays
 from fundad_fast.run_folder import RunError, overlay_path
 
@@ -74,6 +76,30 @@ def test_why_there_is_none_is_told(tmp_path: Path) -> None:
         "maps are gone or damaged": 1,
     }
     assert result.describe().startswith("1 overlays, 6 not drawn (1 maps are gone")
+
+
+def test_photographs_whose_names_are_not_utf8_are_found(tmp_path: Path) -> None:
+    run, source = tmp_path / "run", os.fsencode(tmp_path / "source")
+    make_run(run)
+    os.rename(source + b"/4.png", source + b"/4\xff.png")
+    os.rename(source + b"/5_mask.png", source + b"/5\xe9_mask.png")
+    for part in (run / "scores").iterdir():
+        table = pq.read_table(part)
+        rows = table.to_pylist()
+        for row in rows:
+            row["path"] = row["path"].replace("/4.png", r"/4\xff.png")
+            row["mask_path"] = (row["mask_path"] or "").replace("/5_", r"/5\xe9_") or None
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    assert make_overlays(run, None).left_out == {}
+    assert drawn(run) == [1, 2, 3, 4, 5]
+
+
+def test_a_name_that_looks_like_an_escape_is_itself(tmp_path: Path) -> None:
+    name = str(tmp_path / r"a\xff.png")
+    assert os.fsencode(path_of_row(name)) == os.fsencode(tmp_path) + b"/a\xff.png"
+    Path(name).touch()
+    assert path_of_row(name) == name
+    assert path_of_row(r"a\xzz") == r"a\xzz"
 
 
 def test_without_a_colour_scale_there_are_none(tmp_path: Path) -> None:

@@ -206,6 +206,32 @@ def test_damage_is_told_in_one_line(tmp_path, name, content, says):
         pass
 
 
+def test_a_damaged_file_of_rows_may_be_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PART_ROWS", 1)
+    with RunFolder(tmp_path, about()) as run:
+        run.add(row("a"))
+        run.add(row("b"))
+    part = tmp_path / "scores/part-00000.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + b"g" * 60 + content[64:])
+    with pytest.raises(
+        RunError, match=r"^[^\n]* is damaged [^\n]*remove it and score again"
+    ) as told:
+        list(read_rows(tmp_path))
+    assert "\n" not in str(told.value)
+    part.unlink()
+    with RunFolder(tmp_path, about()) as run:
+        run.add(row("a"))
+    assert sorted(r["id"] for r in read_rows(tmp_path)) == ["a", "b"]
+
+
+def test_the_folders_own_name_need_not_be_utf8(tmp_path):
+    out = tmp_path / os.fsdecode(b"r\xff")
+    with RunFolder(out, about()) as run:
+        run.add(row("a"))
+    assert [r["id"] for r in read_rows(out)] == ["a"]
+
+
 def test_columns_that_an_older_part_lacks_are_null(tmp_path):
     with RunFolder(tmp_path, about()) as run:
         run.add(row("a"))

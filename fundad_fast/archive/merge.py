@@ -31,7 +31,11 @@ _SAME = ("kind", "layout", "input")
 
 
 def merge_runs(
-    shards: Sequence[Path], out: Path, *, progress: Progress | None = None
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """Join shards 1 to n of one run into a new run folder, which goes on as a whole would.
 
@@ -41,23 +45,28 @@ def merge_runs(
     Args:
         shards: the run folders, in any order.
         out: a folder that does not exist.
+        overwrite: a run folder that is there gives way, once the new one is complete.
         progress: told about the rows.
 
     Returns:
         number of rows by status.
 
     Raises:
-        RunError: a shard is missing, unfinished, twice or being written, an id is in two of them,
-            or they differ in model, settings or input.
+        RunError: a shard is missing, unfinished, twice or being written, or lacks rows, an id is in
+            two of them, or they differ in model, settings or input.
     """
     if out.exists():
-        raise RunError(f"{out} exists; give another -o, or --overwrite")
+        if not overwrite:
+            raise RunError(f"{out} exists; give another -o, or --overwrite")
+        read_run(out)  # anything else is not ours to remove
     with ExitStack() as held:
         for path in shards:
             read_run(path)  # what is no run folder gets no lock
             held.enter_context(_unchanging(path))
         abouts = _in_order(shards)
         _check_ids([path for path, _ in abouts])
+        for path, about in abouts:
+            _check_rows(path, about)
         first = abouts[0][1]
         settings = {k: v for k, v in first["settings"].items() if k != "shard"}
         about = {k: v for k, v in first.items() if k not in ("counts", "profile", "limit")}
@@ -91,6 +100,8 @@ def merge_runs(
                         )
             run.write_json("run.json", {**run.about, "left": 0, "counts": dict(counts)})
             run.log("merge", shards=len(abouts), counts=dict(counts))
+        if out.exists():
+            shutil.rmtree(out)
         part.rename(out)
     return dict(counts)
 
@@ -140,7 +151,7 @@ def _in_order(shards: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     missing = [str(i) for i in range(1, of + 1) if i not in found]
     if missing:
         shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
-        raise RunError(f"of {of} shards, {len(missing)} are missing: {shown}")
+        raise RunError(f"of {of} shards, {len(missing)} missing: {shown}")
     ordered = [found[number] for number in sorted(found)]
     for one in ordered[1:]:
         _check_same(ordered[0], one)
@@ -162,6 +173,17 @@ def _check_same(a: tuple[Path, dict[str, Any]], b: tuple[Path, dict[str, Any]]) 
                 f"{a[0]} and {b[0]} differ in {key}: {was.get(key)} and {now.get(key)}; "
                 "they are not of one run"
             )
+
+
+def _check_rows(path: Path, about: dict[str, Any]) -> None:
+    """As many rows as its last call has counted: a file of them may be lost when it is copied."""
+    there = sum(read_part(file, ["id"]).num_rows for file in score_parts(path))
+    told = sum(about["counts"].values())
+    if there != told:
+        raise RunError(
+            f"{path} holds {there} rows, where {told} were scored: files of {path / 'scores'} are "
+            "missing, or there are more than belong to it; copy it again, or score it again"
+        )
 
 
 def _check_ids(shards: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-TOP = 10
+from ..run_folder import MOST_REGIONS
 
 
 def map_affine(prepared: np.ndarray, image_size: int, grid: tuple[int, int]) -> np.ndarray:
@@ -39,7 +39,7 @@ def volume_affine(prepared: np.ndarray, shape: Sequence[int], grid: Sequence[int
 def top_regions(
     full: np.ndarray, threshold: float, affine: np.ndarray, height: int, width: int
 ) -> list[dict[str, Any]]:
-    """8-connected regions above the threshold, worst first, at most ``TOP``.
+    """8-connected regions above the threshold, worst first, at most ``MOST_REGIONS``.
 
     Args:
         full: ``[s, s]`` map at the prepared resolution, zero outside the mask.
@@ -62,7 +62,7 @@ def top_regions(
     worst = np.asarray(maximum(full, labels, np.arange(count)), np.float32)
     pixel = abs(float(np.linalg.det(affine[:, :2])))
     found = []
-    for i in sorted(range(1, count), key=lambda i: (-worst[i], i))[:TOP]:
+    for i in sorted(range(1, count), key=lambda i: (-worst[i], i))[:MOST_REGIONS]:
         left, top, w, h, area = (int(v) for v in stats[i])
         x0, y0 = affine @ np.array([left - 0.5, top - 0.5, 1]) + 0.5
         x1, y1 = affine @ np.array([left + w - 0.5, top + h - 0.5, 1]) + 0.5

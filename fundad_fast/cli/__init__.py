@@ -154,7 +154,7 @@ def fit(
             print_plan(detector, dataset)
             return
         began = time.monotonic()
-        with alone(scratch):
+        with alone(scratch, f"fitting into {output}"):
             detector.fit(dataset, external=other, scratch=scratch)
             replace_model(detector, output)
         print_fitted(detector, output, time.monotonic() - began)
@@ -212,10 +212,10 @@ def score(
         source = from_stdin(null) if inputs == ["-"] else inputs
         dataset = stack.enter_context(listed(source, pages.value, output, takes_volumes(model)))
         print(dataset.describe())
-        if dry_run:
-            print_score_plan(dataset, part, limit, output)
-            return
         apart(output, [model, *source], dataset.items)
+        if dry_run:
+            print_score_plan(dataset, part, limit, output, overwrite)
+            return
         failed = score_into(
             model,
             dataset,
@@ -358,9 +358,7 @@ def merge(
 
         shown = progress(show)
         apart(output, runs)
-        if overwrite:
-            fresh(output, overwrite, "run.json")
-        print_counts(merge_runs(runs, output, progress=shown), output)
+        print_counts(merge_runs(runs, output, overwrite=overwrite, progress=shown), output)
         if with_report:
             write_report(
                 output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown
@@ -412,7 +410,7 @@ def demo(
         from ..report import write_report
 
         fresh(output, overwrite, DEMO_MARK)
-        output.mkdir(parents=True)
+        output.mkdir(parents=True, exist_ok=True)
         (output / DEMO_MARK).write_text("made by `fundad demo`; --overwrite may replace it\n")
         began = time.monotonic()
         if data is None:

@@ -12,6 +12,9 @@ from ..progress import progress
 from .options import Megapixels, ProgressOption, Show, Strict, UsageError, how_many
 from .steps import apart, told
 
+_NAMED = ("list", "several", "file", "shard", "manifest")
+"""Layouts whose inputs were named: what is added to the folder where that was is none of them."""
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder of score or eval.")],
@@ -38,7 +41,9 @@ def export(
 
         if not dicom:
             raise UsageError("say what to write: export RUN --dicom -o OUT")
-        apart(output, [run, read_run(run).get("input") or run])
+        about = read_run(run)
+        walked = about.get("input") and about.get("layout") not in _NAMED
+        apart(output, [run, about["input"]] if walked else [run])
         done = export_dicom(
             run,
             output,

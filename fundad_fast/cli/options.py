@@ -130,6 +130,10 @@ ShardOption = Annotated[
 
 def from_stdin(null: bool) -> list[str]:
     raw = sys.stdin.buffer.read()
+    if not null and b"\0" in raw:
+        raise UsageError(
+            "the list on standard input has NUL characters: give -0, as it ends in them"
+        )
     names = raw.split(b"\0") if null else [line.rstrip(b"\r") for line in raw.split(b"\n")]
     names = [name for name in names if name]
     if not names:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,11 +108,15 @@ def use_threads(threads: int | None) -> int | None:
 
 
 def print_score_plan(
-    dataset: Inventory, shard: Shard | None, limit: int | None, output: Path
+    dataset: Inventory, shard: Shard | None, limit: int | None, output: Path, overwrite: bool
 ) -> None:
+    from ..run_folder import read_rows
+
     mine = sum(shard is None or shard.holds(item.id) for item in dataset.items)
     of = "" if shard is None else f" of shard {shard}"
-    print(f"would score {min(mine, limit or mine)} images{of} into {output}")
+    there = 0 if overwrite else sum(1 for _ in read_rows(output, ["id"]))
+    but = f", where {there} rows are: those whose inputs are the same stay" if there else ""
+    print(f"would score {min(mine, limit or mine)} images{of} into {output}{but}")
 
 
 def discover(source: list[str], volumes: bool = False) -> Dataset:
@@ -133,16 +138,19 @@ def listed(
 ) -> Iterator[Inventory]:
     """The inputs of a run in a file beside it, as they may be more than memory holds.
 
-    The folder of the file is hidden, lies in the nearest folder that exists, and is removed at the
-    end; what a kill has left of it is used by the next call for the same output.
+    The folder of the file is hidden, lies in the nearest folder that exists, or that of temporary
+    files where that one may not be written (as above a mounted volume), and is removed at the end;
+    what a kill has left of it is used by the next call for the same output.
     """
     from ..data import take_inventory
 
     output = output.absolute()
     there = next(folder for folder in output.parents if folder.is_dir())
     mark = hashlib.sha256(os.fsencode(output)).hexdigest()[:8]  # of outputs of one name
+    if output.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        there = Path(tempfile.gettempdir())
     place = there / f".{output.name}-{mark}.inputs"
-    with alone(place, "reading the inputs of a run into", keep=False) as at:
+    with alone(place, f"scoring into {output}", keep=False) as at:
         yield take_inventory(
             source[0] if len(source) == 1 else source, at, pages=pages, volumes=volumes
         )
@@ -184,22 +192,28 @@ def fresh(output: Path, overwrite: bool, mark: str) -> None:
         raise UsageError(
             f"{output} was not written by this command (no {mark}); remove it yourself"
         )
-    shutil.rmtree(output)
+    try:
+        shutil.rmtree(output)
+    except OSError:
+        if list(output.iterdir()):
+            raise
+        # Empty, but the folder itself stays: a mounted volume, or in a folder not to be written.
 
 
 @contextmanager
-def alone(scratch: Path, what: str = "fitting into", *, keep: bool = True) -> Iterator[Path]:
+def alone(scratch: Path, what: str, *, keep: bool = True) -> Iterator[Path]:
     """Hold a folder for work in progress against other processes; it is removed at the end.
 
-    After an error, the folder stays to go on from, but for ``keep=False``.
+    After an error, the folder stays to go on from, but for ``keep=False``. It is its owner's alone:
+    names of files may be names of patients. ``what`` is what another process would be doing.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(scratch, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another process is {what} {scratch}; wait for it") from error
+            raise UsageError(f"another process is {what}; wait for it") from error
         done = False
         try:
             yield scratch

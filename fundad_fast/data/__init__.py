@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Status,
         item_id,
         item_of_row,
+        path_of_row,
         show,
     )
     from fundad_fast.data.layouts import discover
@@ -76,6 +77,7 @@ __all__ = [
     "item_of_row",
     "items_of",
     "open_source",
+    "path_of_row",
     "prepare",
     "prepare_volume",
     "read_image",
@@ -123,6 +125,7 @@ _MODULE_OF = {
     "inspect_volumes": "volume_census",
     "item_id": "items",
     "item_of_row": "items",
+    "path_of_row": "items",
     "items_of": "handed",
     "open_source": "opening",
     "prepare": "preparation",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -208,11 +209,25 @@ def item_of_row(row: Mapping[str, Any]) -> Item:
     """The image of a row of a run, to be read again."""
     return Item(
         row["id"],
-        row["path"],
+        path_of_row(row["path"]),
         member=row.get("member"),
         frame=row.get("frame"),
         offset=row.get("member_offset"),
     )
+
+
+def path_of_row(text: str) -> str:
+    """The path that a row holds, as the system names it.
+
+    Bytes that are not UTF-8 stand in rows as escapes (``\\xff``); a name may also hold such letters
+    as they are, and where a file of that name is there, it is meant.
+    """
+    if "\\x" not in text or os.path.lexists(text):
+        return text
+    name = re.sub(
+        rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), text.encode()
+    )
+    return os.fsdecode(name)
 
 
 def item_id(path: str) -> str:

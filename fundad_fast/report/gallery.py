@@ -10,6 +10,7 @@ from fundad_fast.report.overlay import distinct_numbers, turbo_stops
 from fundad_fast.report.pictures import Picture
 from fundad_fast.report.run_files import Run
 from fundad_fast.report.sections import Rendered, number
+from fundad_fast.run_folder import MOST_REGIONS
 
 ENLARGE = '<button type="button" class="enlarge">Enlarge</button>'
 
@@ -128,7 +129,9 @@ def _regions(row: dict[str, Any]) -> str:
         f"<li>{number(r['score'])} at x {r['x']}, y {r['y']}, {r['w']} × {r['h']} px</li>"
         for r in regions
     )
-    head = f"{len(regions)} above the pixel threshold"
+    # Rows keep the worst ones alone: where they are full, there may be more.
+    which = "the worst " if len(regions) == MOST_REGIONS else ""
+    head = f"{which}{len(regions)} above the pixel threshold"
     return f"<details><summary>{head}</summary><ol>{items}</ol></details>"
 
 

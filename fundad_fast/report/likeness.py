@@ -188,10 +188,11 @@ def _not_known(run: Run, scores: Likeness, looks: Sequence[Looks] | None) -> lis
 
 def _of_scores_told(scores: Likeness) -> str:
     """The two shares that are looked at, and their limits."""
+    whose = "images" if scores.prevalence else "images that are not known to be abnormal"
     parts = []
     if scores.above_threshold is not None:
         parts.append(
-            f"{_tenth(scores.above_threshold)} of the images are above the threshold; more than "
+            f"{_tenth(scores.above_threshold)} of the {whose} are above the threshold; more than "
             f"{_tenth(scores.most_above)} would be remarkable."
         )
     if scores.below_median is not None:

@@ -107,14 +107,14 @@ def _draw(
     max_megapixels: float,
 ) -> str | None:
     """Draw one overlay, or say why not."""
-    from fundad_fast.data import ReadError
+    from fundad_fast.data import ReadError, path_of_row
 
     if spec.volume is not None:
         return _draw_planes(run, row, spec, scale, threshold, max_megapixels)
     try:
         photo = view.read_photograph(row, spec, MAX_SIDE, max_megapixels)
     except ReadError as error:
-        gone = not Path(row["path"]).is_file()
+        gone = not Path(path_of_row(row["path"])).is_file()
         return "photographs are gone" if gone else f"photographs cannot be read: {error.status}"
     if view.changed(row, photo):
         return "photographs have changed since they were scored"

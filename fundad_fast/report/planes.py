@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fundad_fast.data import InputSpec, ReadError, item_of_row, prepare_volume, read_volume
+from fundad_fast.data import (
+    InputSpec,
+    ReadError,
+    item_of_row,
+    path_of_row,
+    prepare_volume,
+    read_volume,
+)
 from fundad_fast.evaluation.resample import resample_volume
 from fundad_fast.report.overlay import F32, U8, Bool
 from fundad_fast.run_folder import read_volume_map
@@ -49,7 +56,7 @@ def draw_planes(run: Path, row: dict[str, Any], spec: InputSpec, max_megapixels:
         ReadError: the volume or its labels are gone or cannot be read.
         RunError: the map is.
     """
-    if not row.get("path") or not Path(row["path"]).is_file():
+    if not row.get("path") or not Path(path_of_row(row["path"])).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     prepared = prepare_volume(
         read_volume(item_of_row(row), max_megapixels=max_megapixels), spec, any_depth=True
@@ -61,7 +68,7 @@ def draw_planes(run: Path, row: dict[str, Any], spec: InputSpec, max_megapixels:
     scores = resample_volume(map, affine, values.shape, prepared.affine)
     lesions = None
     if row.get("mask_path"):
-        labels = read_volume(row["mask_path"], max_megapixels=max_megapixels)
+        labels = read_volume(path_of_row(row["mask_path"]), max_megapixels=max_megapixels)
         share = resample_volume(
             (labels.values > 0).astype(np.float32), labels.affine, values.shape, prepared.affine
         )

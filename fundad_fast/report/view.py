@@ -61,9 +61,9 @@ def read_photograph(
     Raises:
         ReadError: it is gone or cannot be read.
     """
-    from fundad_fast.data import ReadError, item_of_row, read_image
+    from fundad_fast.data import ReadError, item_of_row, path_of_row, read_image
 
-    if not row.get("path") or not Path(row["path"]).is_file():
+    if not row.get("path") or not Path(path_of_row(row["path"])).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     pixels = read_image(
         item_of_row(row),
@@ -79,7 +79,10 @@ def changed(row: dict[str, Any], photograph: Photograph) -> bool:
     """Whether the file is another than the one that was scored, as far as its sizes tell."""
     if (row["height"], row["width"]) != (photograph.height, photograph.width):
         return True
-    return row.get("bytes") is not None and Path(row["path"]).stat().st_size != row["bytes"]
+    from fundad_fast.data import path_of_row
+
+    size = row.get("bytes")
+    return size is not None and Path(path_of_row(row["path"])).stat().st_size != size
 
 
 def for_display(
@@ -174,15 +177,14 @@ def read_lesions(row: dict[str, Any], height: int, width: int, max_megapixels: f
     Raises:
         ReadError: it is gone, cannot be read, or is of another aspect.
     """
-    from fundad_fast.data import ReadError, read_mask
+    from fundad_fast.data import ReadError, path_of_row, read_mask
     from fundad_fast.report.overlay import mask_at
 
-    if not Path(row["mask_path"]).is_file():
+    path = path_of_row(row["mask_path"])
+    if not Path(path).is_file():
         raise ReadError("unreadable", "the file is not there any more")
     shape = (row["height"], row["width"])
-    mask = read_mask(
-        row["mask_path"], shape=shape, frame=row.get("frame"), max_megapixels=max_megapixels
-    )
+    mask = read_mask(path, shape=shape, frame=row.get("frame"), max_megapixels=max_megapixels)
     return mask_at(mask, height, width)
 
 
