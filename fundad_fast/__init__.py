@@ -7,10 +7,20 @@ import torch  # noqa: F401  Before the native module: torch's libgomp must be th
 
 if TYPE_CHECKING:
     from . import ops
-    from .detector import Autoencoder, ManyTasks, PatchCore, ProxyAno, ReSAD, ReSynthDetect, load
+    from .detector import (
+        DIA,
+        Autoencoder,
+        ManyTasks,
+        PatchCore,
+        ProxyAno,
+        ReSAD,
+        ReSynthDetect,
+        load,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "DIA",
     "Autoencoder",
     "ManyTasks",
     "PatchCore",

@@ -414,10 +414,13 @@ class ReSynthDetect(Detector):
     method = methods.ReSynthDetect
 
 
-DETECTORS: Mapping[str, type[Detector]] = {
-    cls.method.name: cls
-    for cls in (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder)
-}
+class DIA(Detector):
+    __doc__ = _doc_of("DIA")
+    method = methods.DIA
+
+
+_ALL = (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder, DIA)
+DETECTORS: Mapping[str, type[Detector]] = {cls.method.name: cls for cls in _ALL}
 
 
 def load(

@@ -463,7 +463,7 @@ def test_progress_as_json_lines(cohort, tmp_path):
         (["score", "-", "-m", "{model}", "-o", "{out}"], "standard input is empty"),
         (["score", "{cohort}", "-m", "{model}", "-o", "{out}", "--overlays", "x"], "--overlays x"),
         (["eval", "{cohort}/test/good", "-m", "{model}", "-o", "{out}"], "nothing is labelled"),
-        (["info", "--settings", "dia"], "there are resad, patchcore"),
+        (["info", "--settings", "oracle"], "there are resad, patchcore"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: fit, score, merge, eval, report, export, demo, tasks, info.
+"""The command line: fit, score, merge, eval, report, export, demo, tasks, dissolve, info.
 
 Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable input.
 """
@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from ..progress import progress
+from .dissolve import dissolve
 from .engines import which_engine, which_shard
 from .export import export
 from .fitting import (
@@ -457,6 +458,7 @@ def demo(
 
 
 app.command()(tasks)
+app.command()(dissolve)
 
 
 @app.command()

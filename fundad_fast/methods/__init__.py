@@ -16,6 +16,7 @@ from ._base import (
     touched,
 )
 from .autoencoders import Autoencoder
+from .dia import DIA
 from .many_tasks import ManyTasks
 from .patchcore import PatchCore
 from .proxyano import ProxyAno
@@ -24,10 +25,11 @@ from .resynth import ReSynthDetect
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder)
+    for method in (ReSAD, PatchCore, ManyTasks, ReSynthDetect, ProxyAno, Autoencoder, DIA)
 }
 
 __all__ = [
+    "DIA",
     "METHODS",
     "Autoencoder",
     "ConfigError",

@@ -7,10 +7,12 @@ from .guided import Guide, GuidedPair, GuidedUNet, guidance
 from .memory import Memory
 from .positions import position_channels
 from .reconstruction import Made, Reconstructor, code_divergence
+from .resnet import ContrastNet
 from .unet import UNet
 
 __all__ = [
     "Autoencoder",
+    "ContrastNet",
     "Decoder",
     "DoubleConv",
     "Encoder",

@@ -3,13 +3,15 @@
 
 from .checkpoint import CheckpointError
 from .curves import draw_curves
+from .lars import LARS
 from .loop import LoopSettings, Outcome, Recipe, TrainingError, Turn, train
 from .records import History, as_csv
-from .schedules import multi_step, warm_up_and_decay
+from .schedules import multi_step, warm_up_and_cosine, warm_up_and_decay
 from .seeds import seed_of
 from .team import Team, launched
 
 __all__ = [
+    "LARS",
     "CheckpointError",
     "History",
     "LoopSettings",
@@ -24,5 +26,6 @@ __all__ = [
     "multi_step",
     "seed_of",
     "train",
+    "warm_up_and_cosine",
     "warm_up_and_decay",
 ]

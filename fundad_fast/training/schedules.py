@@ -44,3 +44,22 @@ def multi_step(step: int, total: int, *, at: tuple[float, ...], factor: float) -
         factor: by which each of them multiplies the rate.
     """
     return float(factor ** sum(step >= share * total for share in at))
+
+
+def warm_up_and_cosine(step: int, *, warmup: int, total: int, multiplier: float = 10.0) -> float:
+    """Factor of the learning rate at a step: from 1 in a line to ``multiplier``, then a cosine.
+
+    The cosine falls from ``multiplier`` to 0 in ``total`` steps after the ``warmup`` steps, so a
+    training of ``total`` steps in all ends shortly before 0. Source: the public codes of CSI and
+    "Dissolving is amplifying", METHODS.md D.5 (10 epochs of warm-up, then 1,000).
+
+    Args:
+        step: from 0.
+        warmup: steps of the rise, 0 for none.
+        total: steps of the fall, at least 1.
+        multiplier: the highest factor.
+    """
+    if step < warmup:
+        return 1 + (multiplier - 1) * step / warmup
+    share = min((step - warmup) / total, 1.0)
+    return multiplier * (1 + math.cos(math.pi * share)) / 2
