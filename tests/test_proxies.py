@@ -77,12 +77,19 @@ def test_other_proxies():
     assert (low[:, :, 1:] - low[:, :, :-1]).abs().max() < 0.06
     ramp = torch.linspace(0, 1, 33).expand(1, 20, 33).contiguous()
     edges = make_proxy(ramp, None, "edge", FEW)
-    torch.testing.assert_close(edges[0, 5, 5:-5], torch.full((23,), 2 / 32 / 2**0.5))
+    torch.testing.assert_close(edges[0, 5, 5:-5], torch.full((23,), 8 / 32))
     step = torch.zeros(1, 20, 20)
-    step[..., 10:] = 1
+    step[..., 10:] = 0.2
     assert make_proxy(step, None, "edge", FEW)[0, 5].tolist() == pytest.approx(
-        [0] * 9 + [2**-0.5] * 2 + [0] * 9
+        [0] * 9 + [0.8] * 2 + [0] * 9, abs=1e-6
     )
+    assert make_proxy(step * 5, None, "edge", FEW).max() == 1
+    mask = torch.zeros(40, 40, dtype=torch.bool)
+    mask[7:30, 3:21] = True
+    even = torch.full((1, 40, 40), 0.7)
+    for kind in ("superpixel", "lowres", "blur"):  # nothing of the black outside comes in
+        torch.testing.assert_close(make_proxy(even, mask, kind, FEW), even * mask, msg=kind)
+    assert make_proxy(even, mask, "edge", FEW).max() < 1e-6
     dot = torch.zeros(1, 41, 41)
     dot[0, 20, 20] = 1
     blurred = make_proxy(dot, None, "blur", ProxySettings(blur=2))[0]
@@ -101,6 +108,7 @@ def paste(seed=0, **settings):
         image.roll(1, 0),
         seeds=[seed, seed + 1, seed + 2],
         mask=mask,
+        source_mask=mask,
         settings=PasteSettings(**settings),
     )
     assert all(torch.equal(a, b) for a, b in zip(kept, (image, proxy, mask)))
@@ -154,3 +162,19 @@ def test_without_a_mask_black_is_no_object():
         made = paste_patches(proxy, source, seeds=[seed], mask=None, settings=PasteSettings())
         assert made.mask.any()
         assert not made.mask[..., :20].any()
+
+
+def test_nothing_is_pasted_of_what_is_no_object_in_the_source():
+    proxy, source = torch.full((1, 1, 40, 40), 0.5), torch.zeros(1, 1, 40, 40)
+    on = torch.zeros(1, 40, 40, dtype=torch.bool)
+    on[:, :23] = True
+    source[on[:, None]] = 0.8
+    for mask in (on, None):
+        for seed in range(30):
+            made = paste_patches(
+                proxy, source, seeds=[seed], mask=None, source_mask=mask, settings=PasteSettings()
+            )
+            assert made.mask.any()
+            assert set(made.image.unique().tolist()) == {0.5, source.max().item()}
+    black = paste_patches(proxy, 0 * source, seeds=[0], mask=None, settings=PasteSettings())
+    assert not black.mask.any()

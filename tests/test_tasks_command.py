@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from fundad_fast.cli import app
 from fundad_fast.synthetic import EXTRA_TASKS, TASKS
+from fundad_fast.synthetic.proxies import PROXIES
 
 nib = pytest.importorskip("nibabel", reason="nibabel is not installed")
 
@@ -69,6 +70,22 @@ def test_a_volume_is_cut_three_times(tmp_path):
         *(volume, "-o", tmp_path / "w.png", "--task", "inter"), "--external", tmp_path / "others"
     )
     assert said.strip().endswith("w.png: inter")
+
+
+def test_a_picture_of_proxies(grey, tmp_path):
+    said = call(grey, "-o", tmp_path / "p.png", "--size", 48, "--proxies", "--set", "segments=40")
+    for name in ("superpixel, 40 asked", "superpixel, 10 asked", "pseudo-anomaly", *PROXIES):
+        assert name in said
+    picture = cv2.imread(str(tmp_path / "p.png"))
+    assert picture.shape[0] > 7 * 224
+    volume = ball(tmp_path / "v.nii.gz")
+    for args, words in (
+        ([volume, "--proxies"], "not of volumes"),
+        ([grey, "--proxies", "--task", "sink"], "leave out --task"),
+        ([grey, "--proxies", "--set", "segments=1"], "segments"),
+    ):
+        assert words in call(*args, "-o", tmp_path / "no.png", code=2)
+        assert not (tmp_path / "no.png").exists()
 
 
 def test_mistakes_are_told_in_one_line(grey, tmp_path):

@@ -32,13 +32,16 @@ def tasks(
         Path | None,
         typer.Option(help="Folder of images of another kind, for the task inter."),
     ] = None,
+    proxies: Annotated[
+        bool, typer.Option("--proxies", help="ProxyAno's proxies in place of the tasks.")
+    ] = False,
     side: Annotated[
         int, typer.Option("--size", min=16, help="Images are resized to squares of this side.")
     ] = 256,
     settings: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw synthetic anomalies in an image: before, after, difference and label of each task."""
+    """Draw synthetic anomalies in an image, or its proxies: before, after, difference and label."""
     with told(resumes=False):
         from ..data import ReadError
 
@@ -47,7 +50,13 @@ def tasks(
         if output.suffix.lower() != ".png":
             raise UsageError(f"-o {output}: want a name that ends in .png")
         try:
-            _draw(image, output, task, seed, external, side, parse_settings(settings or []))
+            if proxies and (task or external):
+                raise UsageError("--proxies has no tasks: leave out --task and --external")
+            said = parse_settings(settings or [])
+            if proxies:
+                _draw_proxies(image, output, seed, side, said)
+            else:
+                _draw(image, output, task, seed, external, side, said)
         except ReadError as error:
             raise UsageError(f"{error.status}: {error.reason}") from error
 
@@ -61,10 +70,7 @@ def _draw(
     side: int,
     said: dict[str, Any],
 ) -> None:
-    import cv2
-
     from ..synthetic import EXTRA_TASKS, TASKS, TaskSettings
-    from ..synthetic.gallery import draw_gallery
 
     if unknown := sorted(set(wanted or []) - {*TASKS, *EXTRA_TASKS}):
         known = ", ".join(TASKS + EXTRA_TASKS)
@@ -80,7 +86,55 @@ def _draw(
             raise UsageError("nothing is left to draw")
     chosen = [t for t in wanted or TASKS + EXTRA_TASKS if not (t == "inter" and pool is None)]
     made = _make(before, on, pool, chosen, seed, TaskSettings.model_validate(said))
-    picture = draw_gallery(before, made, title=f"{path.name}, {extent}, seed {seed}")
+    _write(before, made, f"{path.name}, {extent}, seed {seed}", output)
+
+
+def _draw_proxies(path: Path, output: Path, seed: int, side: int, said: dict[str, Any]) -> None:
+    """Each proxy, finer and coarser superpixels, and a pseudo-anomaly on superpixels."""
+    import torch
+
+    from ..synthetic import Synthetic
+    from ..synthetic.proxies import PROXIES, ProxySettings, make_proxy
+    from ..synthetic.pseudo_anomalies import PasteSettings, paste_patches
+
+    settings = ProxySettings.model_validate(said)
+    before, on, extent = _read(path, side)
+    if before.dim() == 5:
+        raise UsageError(f"{path}: proxies are of images, not of volumes")
+    image, mask = (before + 1) / 2, None if on is None else on[0]
+    nowhere = torch.zeros(image[:, 0].shape)
+    made = {}
+    for kind in PROXIES:
+        counts = [settings.segments]
+        if kind == "superpixel":
+            counts = [settings.segments, max(2, settings.segments // 4), settings.segments * 4]
+        for count in counts:
+            here = settings.model_copy(update={"segments": count})
+            proxy = make_proxy(image[0], mask, kind, here)[None]
+            name = f"superpixel, {count} asked for" if kind == "superpixel" else kind
+            made[name] = Synthetic(proxy * 2 - 1, nowhere, nowhere > 0)
+            if len(made) == 1:
+                # There is but one image: the patch is from it mirrored.
+                pasted = paste_patches(
+                    proxy,
+                    image.flip(-1),
+                    seeds=[seed],
+                    mask=on,
+                    source_mask=None if on is None else on.flip(-1),
+                    settings=PasteSettings.model_validate({}),
+                )
+                made[f"{name}, with a pseudo-anomaly"] = Synthetic(
+                    pasted.image * 2 - 1, pasted.label, pasted.mask
+                )
+    _write(before, made, f"{path.name}, {extent}, seed {seed}", output)
+
+
+def _write(before: Tensor, made: dict[str, Synthetic], title: str, output: Path) -> None:
+    import cv2
+
+    from ..synthetic.gallery import draw_gallery
+
+    picture = draw_gallery(before, made, title=title)
     done, png = cv2.imencode(".png", picture[..., ::-1])
     if not done:
         raise UsageError("OpenCV cannot write PNG here")

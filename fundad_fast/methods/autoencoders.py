@@ -105,7 +105,12 @@ class AutoencoderRecipe(ReconstructionRecipe):
         if c.kind == "cevae":
             noise = torch.rand_like(image)
             hurt = paste_patches(
-                image, noise, seeds=list(turn.seeds), mask=mask, settings=c.noise
+                image,
+                noise,
+                seeds=list(turn.seeds),
+                mask=mask,
+                source_mask=mask,
+                settings=c.noise,
             ).image
             with turn.autocast():
                 filled = turn.networks["net"](hurt, draw=False).image.float()

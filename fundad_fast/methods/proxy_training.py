@@ -98,11 +98,16 @@ class ProxyRecipe(ReconstructionRecipe):
         proxy = self.proxies.get(turn.index, turn.device)
         inputs = [proxy]
         if c.pseudo_anomalies:
-            source = image if c.patch_from == "same" else image.roll(1, 0)
-            seeds = list(turn.seeds)
-            inputs.append(
-                paste_patches(proxy, source, seeds=seeds, mask=mask, settings=c.paste).image
+            shift = 0 if c.patch_from == "same" else 1
+            pasted = paste_patches(
+                proxy,
+                image.roll(shift, 0),
+                seeds=list(turn.seeds),
+                mask=mask,
+                source_mask=None if mask is None else mask.roll(shift, 0),
+                settings=c.paste,
             )
+            inputs.append(pasted.image)
         with turn.autocast():
             first = turn.networks["proxy"](image)
             guess = cut(first.image.float(), mask)

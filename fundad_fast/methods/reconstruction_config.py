@@ -23,6 +23,11 @@ class ReconstructionConfig(MethodConfig):
         description="auto: a fundus photograph, with losses and scores inside its field of view "
         "only, and black outside; none: the whole frame.",
     )
+    channels: Literal["auto", "rgb", "grey"] = Field(
+        "auto",
+        description="auto: as the images are; grey: colours become their luminance, right for grey "
+        "pictures saved as RGB.",
+    )
     width: int = Field(
         64, ge=1, le=512, description=f"Channels at full resolution; they double to 8x. {PNET}: 64."
     )

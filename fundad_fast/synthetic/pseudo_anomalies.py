@@ -48,18 +48,21 @@ def paste_patches(
     *,
     seeds: list[int],
     mask: Tensor | None,
+    source_mask: Tensor | None = None,
     settings: PasteSettings,
 ) -> Synthetic:
     """Proxies with a rectangle of an image pasted on each, inside the object only.
 
     Sides and places are uniform, in the source and in the proxy on their own; the centre lies on
-    the object. The object is the mask, or, without one, where the proxy is not black.
+    the object in both, and what is not of the source's object is not pasted: a piece of the black
+    around a fundus photograph would be no lesion. The object is the mask, or, without one, what
+    is not black.
 
     Args:
         proxy: ``[b, c, h, w]`` float32.
         source: of the same shape: what patches are cut from.
         seeds: one per image.
-        mask: ``[b, h, w]`` bool or ``None``.
+        mask, source_mask: ``[b, h, w]`` bool or ``None``.
         settings: their numbers.
 
     Returns:
@@ -69,24 +72,32 @@ def paste_patches(
     image = proxy.clone()
     where = torch.zeros(proxy[:, 0].shape, dtype=torch.bool, device=proxy.device)
     objects = proxy.amax(1) > settings.foreground if mask is None else mask
+    sources = source.amax(1) > settings.foreground if source_mask is None else source_mask
     h, w = proxy.shape[2:]
     for i, seed in enumerate(seeds):
-        places = objects[i].nonzero()
-        if not len(places):
+        places, origins = objects[i].nonzero(), sources[i].nonzero()
+        if not len(places) or not len(origins):
             continue
         rng = np.random.default_rng(seed)
         share = rng.uniform(settings.least_side, settings.largest_side, 2)
-        tall, wide = (max(1, round(s * side)) for s, side in zip(share, (h, w)))
-        centre = places[int(rng.integers(len(places)))].tolist()
-        y, x = (
-            min(max(c - s // 2, 0), side - s)
-            for c, s, side in zip(centre, (tall, wide), (h, w), strict=True)
-        )
-        v, u = int(rng.integers(h - tall + 1)), int(rng.integers(w - wide + 1))
+        tall, wide = (max(1, round(s * side)) for s, side in zip(share, (h, w), strict=True))
+        y, x = _corner(places, rng, (tall, wide), (h, w))
+        v, u = _corner(origins, rng, (tall, wide), (h, w))
         gain = 1 + settings.jitter * rng.uniform(-1, 1)
-        on = objects[i, y : y + tall, x : x + wide]
+        on = objects[i, y : y + tall, x : x + wide] & sources[i, v : v + tall, u : u + wide]
         patch = (source[i, :, v : v + tall, u : u + wide] * gain).clamp(0, 1)
         here = image[i, :, y : y + tall, x : x + wide]
         image[i, :, y : y + tall, x : x + wide] = torch.where(on, patch, here)
         where[i, y : y + tall, x : x + wide] = on
     return Synthetic(image, where.float(), where)
+
+
+def _corner(
+    places: Tensor, rng: np.random.Generator, extent: tuple[int, int], sides: tuple[int, int]
+) -> tuple[int, int]:
+    """The first row and column of a rectangle around a place, moved into the frame."""
+    centre = places[int(rng.integers(len(places)))].tolist()
+    row, column = (
+        min(max(c - s // 2, 0), side - s) for c, s, side in zip(centre, extent, sides, strict=True)
+    )
+    return row, column
