@@ -35,6 +35,7 @@ def test_where_every_weight_is_small_the_largest_is_kept():
     even[4] += 0.01
     assert hard_shrink(even, 0.5).tolist() == [0, 0, 0, 0, 1, 0]
     assert hard_shrink(torch.full((3,), 1 / 3), 0.5).tolist() == [1, 0, 0]  # the first of equals
+    assert hard_shrink(torch.full((4,), 0.25), 0.25).tolist() == [1, 0, 0, 0]  # at the threshold
     both = hard_shrink(torch.stack([even, torch.tensor([0.9, 0.1, 0, 0, 0, 0])]), 0.5)
     assert both.tolist() == [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]
 

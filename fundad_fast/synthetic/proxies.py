@@ -103,7 +103,7 @@ def _means(image: Tensor, inside: Tensor, labels: Tensor) -> Tensor:
     count = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, weight).clamp_min(1)
     rows = []
     for channel in image.flatten(1).double():
-        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, channel * weight)
+        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, channel)
         rows.append((total / count)[flat].view(labels.shape))
     return torch.stack(rows).float()
 
