@@ -201,8 +201,20 @@ def test_the_gallery_is_worst_first_with_pictures_and_outcomes(tmp_path: Path) -
     assert len(pictures) == 12
     assert all((a["src"] or "").startswith("data:image/jpeg;base64,") for a in pictures)
     assert all(a["alt"] for a in pictures)
-    assert "1 above the pixel threshold" in page.text
+    assert "<summary>1 above the pixel threshold" in page.source
     assert "8.000 at x 8, y 16, 12 × 12 px" in page.text
+
+
+def test_where_a_row_is_full_of_regions_they_are_called_the_worst(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", 2, parts=1)
+    part = tmp_path / "run/scores/part-00000.parquet"
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    for n, words in ((9, "<summary>9 above"), (10, "<summary>the worst 10 above")):
+        rows[1]["regions"] = rows[1]["regions"][:1] * n
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+        page = report(tmp_path / "run")
+        assert words in page.source
 
 
 def test_outlines_and_boxes_lie_where_the_lesion_is(tmp_path: Path) -> None:

@@ -354,6 +354,7 @@ def test_of_images_that_are_known_to_be_healthy_none_are_abnormal(tmp_path: Path
     assert re.search(r"where at least 50 % would\.$", below)
     known += [{"score": 90.0, "gt_label": 1}]
     text = report(archive(tmp_path / "more" / "run", known)).text.replace("\u00a0", " ")
+    assert re.search(r"% of the images that are not known to be abnormal are above", text)
     assert "Known abnormal images are left out. We call scores remarkable that images like" in text
 
 

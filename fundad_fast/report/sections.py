@@ -21,7 +21,7 @@ STATUS_MEANING = {
     "no_fov": "no field of view was found",
     "low_quality": "image quality too low",
     "unreadable": "damaged, cut short or missing",
-    "unsupported": "a kind of image that this version does not read",
+    "unsupported": "a kind of image that this version does not read, or the model does not take",
     "too_large": "larger than the stated limit",
     "too_small": "smaller than can be scored",
     "non_finite": "NaN or infinite pixels",
