@@ -277,6 +277,7 @@ def test_overwrite_never_touches_what_is_not_its_own(model, cohort, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("mine")
     for args, says in (
+        (["report", data, "--top", "x"], "--top x: use a number"),
         (["score", data, "-m", model, "-o", data], "lie in each other"),
         (["score", data, "-m", model, "-o", data / "run"], "lie in each other"),
         (["score", data / "test", "-m", model, "-o", data], "lie in each other"),

@@ -381,7 +381,7 @@ def report(
 
         path = write_report(
             run,
-            top=how_many(top),
+            top=how_many(top, "--top"),
             threads=threads or 2,
             max_megapixels=max_megapixels,
             progress=progress(show),
