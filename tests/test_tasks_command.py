@@ -57,6 +57,21 @@ def test_a_picture_of_every_task(grey, tmp_path):
     assert (tmp_path / "two.png").read_bytes() != before
 
 
+def test_rows_of_consistent_anomalies_with_settings_of_their_own(grey, tmp_path):
+    args = (grey, "--size", 64, "--task", "consistent")
+    said = call(*args, "-o", tmp_path / "a.png", "--rows", 2)
+    assert said.strip().endswith("a.png: consistent, seed 0, consistent, seed 1")
+    call(*args, "-o", tmp_path / "b.png")
+    two, one = (cv2.imread(str(tmp_path / f"{name}.png")) for name in "ab")
+    assert two.shape[0] > 1.8 * (one.shape[0] - 40)
+    call(*args, "-o", tmp_path / "c.png", "--set", "area_max=0.1", "--set", "threshold=0.2")
+    assert (cv2.imread(str(tmp_path / "c.png")) != one).any()
+    assert "no_such" in call(*args, "-o", tmp_path / "d.png", "--set", "no_such=1", code=2)
+    volume = ball(tmp_path / "v.nii.gz")
+    said = call(volume, "-o", tmp_path / "v.png", "--task", "consistent", code=2)
+    assert "consistent is left out: it is made for images" in said
+
+
 def test_a_volume_is_cut_three_times(tmp_path):
     volume = ball(tmp_path / "v.nii.gz")
     said = call(volume, "-o", tmp_path / "v.png", "--task", "sink", "--task", "inter")

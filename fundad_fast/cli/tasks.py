@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..synthetic import Synthetic, TaskSettings
+    from ..synthetic import ConsistentSettings, Synthetic, TaskSettings
+
+CONSISTENT = "consistent"
+"""The name of ReSynthDetect's anomalies among the tasks."""
 
 BRAIN_PUSH = 5.0
 """Largest push in volumes, where nothing else was asked for: the paper's number for brains."""
@@ -28,6 +31,9 @@ def tasks(
         list[str] | None, typer.Option(help="Only this task; may be repeated. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    rows: Annotated[
+        int, typer.Option(min=1, max=32, help="Rows of each task, with seeds from --seed on.")
+    ] = 1,
     external: Annotated[
         Path | None,
         typer.Option(help="Folder of images of another kind, for the task inter."),
@@ -50,13 +56,13 @@ def tasks(
         if output.suffix.lower() != ".png":
             raise UsageError(f"-o {output}: want a name that ends in .png")
         try:
-            if proxies and (task or external):
-                raise UsageError("--proxies has no tasks: leave out --task and --external")
+            if proxies and (task or external or rows > 1):
+                raise UsageError("--proxies has no tasks: leave out --task, --external and --rows")
             said = parse_settings(settings or [])
             if proxies:
                 _draw_proxies(image, output, seed, side, said)
             else:
-                _draw(image, output, task, seed, external, side, said)
+                _draw(image, output, task, range(seed, seed + rows), external, side, said)
         except ReadError as error:
             raise UsageError(f"{error.status}: {error.reason}") from error
 
@@ -65,28 +71,37 @@ def _draw(
     path: Path,
     output: Path,
     wanted: list[str] | None,
-    seed: int,
+    seeds: range,
     external: Path | None,
     side: int,
     said: dict[str, Any],
 ) -> None:
-    from ..synthetic import EXTRA_TASKS, TASKS, TaskSettings
+    from ..synthetic import EXTRA_TASKS, TASKS, ConsistentSettings, TaskSettings
 
-    if unknown := sorted(set(wanted or []) - {*TASKS, *EXTRA_TASKS}):
-        known = ", ".join(TASKS + EXTRA_TASKS)
-        raise UsageError(f"--task {unknown[0]}: use one of {known}")
+    every = (*TASKS, *EXTRA_TASKS, CONSISTENT)
+    if unknown := sorted(set(wanted or []) - set(every)):
+        raise UsageError(f"--task {unknown[0]}: use one of {', '.join(every)}")
     before, on, extent = _read(path, side)
     volume = before.dim() == 5
     if volume:
         said = {"g_max": BRAIN_PUSH} | said
     pool = _external(external, before, side)
+    left_out = set()
     if pool is None:
+        left_out.add("inter")
         print("inter is left out: a volume needs --external DIR, volumes of another kind")
-        if wanted == ["inter"]:
-            raise UsageError("nothing is left to draw")
-    chosen = [t for t in wanted or TASKS + EXTRA_TASKS if not (t == "inter" and pool is None)]
-    made = _make(before, on, pool, chosen, seed, TaskSettings.model_validate(said))
-    _write(before, made, f"{path.name}, {extent}, seed {seed}", output)
+    if volume:
+        left_out.add(CONSISTENT)
+        if CONSISTENT in (wanted or []):
+            print(f"{CONSISTENT} is left out: it is made for images, not for volumes")
+    chosen = [t for t in wanted or every if t not in left_out]
+    if not chosen:
+        raise UsageError("nothing is left to draw")
+    own = {key: said.pop(key) for key in list(said) if key in ConsistentSettings.model_fields}
+    mixing = ConsistentSettings.model_validate({"clean_share": 0.0} | own)
+    made = _make(before, on, pool, chosen, seeds, TaskSettings.model_validate(said), mixing)
+    few = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    _write(before, made, f"{path.name}, {extent}, {few}", output)
 
 
 def _draw_proxies(path: Path, output: Path, seed: int, side: int, said: dict[str, Any]) -> None:
@@ -148,27 +163,57 @@ def _make(
     on: Tensor | None,
     pool: Tensor | None,
     chosen: list[str],
-    seed: int,
+    seeds: range,
     settings: TaskSettings,
+    mixing: ConsistentSettings,
 ) -> dict[str, Synthetic]:
+    """One result for each task and seed, by the title of its row."""
     from ..synthetic import synthesize
 
     # There is but one image: as a source it stands mirrored, so that patches of the same place
     # differ.
     mirrored = before.flip(-1)
-    return {
-        task: synthesize(
-            before,
-            [task],
-            seeds=[seed],
-            mask=on,
-            sources=mirrored,
-            source_masks=None if on is None else on.flip(-1),
-            external=pool,
-            settings=settings,
-        )
-        for task in chosen
-    }
+    source_masks = None if on is None else on.flip(-1)
+    made = {}
+    for task in chosen:
+        for seed in seeds:
+            title = task if len(seeds) == 1 else f"{task}, seed {seed}"
+            if task == CONSISTENT:
+                made[title] = _mixed(before, on, mirrored, source_masks, seed, mixing)
+                continue
+            made[title] = synthesize(
+                before,
+                [task],
+                seeds=[seed],
+                mask=on,
+                sources=mirrored,
+                source_masks=source_masks,
+                external=pool,
+                settings=settings,
+            )
+    return made
+
+
+def _mixed(
+    before: Tensor,
+    on: Tensor | None,
+    sources: Tensor,
+    source_masks: Tensor | None,
+    seed: int,
+    settings: ConsistentSettings,
+) -> Synthetic:
+    """ReSynthDetect's anomalies, which are made in [0, 1], in [-1, 1] as the others are."""
+    from ..synthetic import Synthetic, mix_in
+
+    made = mix_in(
+        (before + 1) / 2,
+        seeds=[seed],
+        sources=(sources + 1) / 2,
+        mask=on,
+        source_masks=source_masks,
+        settings=settings,
+    )
+    return Synthetic(made.image * 2 - 1, made.label, made.mask)
 
 
 def _read(path: Path, side: int) -> tuple[Tensor, Tensor | None, str]:

@@ -123,9 +123,9 @@ def _turned(patch: Patch, rng: np.random.Generator) -> NDArray:
 
 
 _MILD: Mapping[str, Change] = {
-    "gamma": _gamma(0.5, 2.0, 1.15),
+    "gamma": _gamma(0.5, 2.0, 1.1),
     "brightness": _brightness,
-    "hue": _hue(12.0, 0.2),
+    "hue": _hue(8.0, 0.2),
     "contrast": _contrast,
     "sharpness": _sharpness,
 }
