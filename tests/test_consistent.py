@@ -9,7 +9,7 @@ import torch
 from cohorts import photograph
 
 from fundad_fast.synthetic import ConsistentSettings, mix_in
-from fundad_fast.synthetic.consistent import draw_components, fusion_map
+from fundad_fast.synthetic.consistent import _paste, draw_components, fusion_map
 from fundad_fast.synthetic.perlin import perlin_noise
 from fundad_fast.synthetic.photometry import augment
 
@@ -110,6 +110,8 @@ def test_the_default_fusion_rises_from_nothing_at_the_rim():
         assert np.abs(np.diff(framed, axis=axis)).max() <= 1 / 4 + 1e-6
     assert weight[7, 9] == 1
     assert weight[found == 2].max() == pytest.approx(1 / 4)
+    half = fusion_map(np.random.default_rng(0), found, settings(edge=1.0))
+    assert half[2, 9] == pytest.approx(3 / 4)  # by default the rise ends at half of the depth
     deep = fusion_map(np.random.default_rng(0), found, settings(edge=1.0, ramp=1.0))
     assert deep[2, 9] == pytest.approx(3 / 8)  # three pixels in, of eight
 
@@ -154,6 +156,33 @@ def test_what_is_pasted_is_labelled_and_stays_in_range_and_in_the_field_of_view(
     outside = ~made.mask[:, None].expand_as(image)
     assert torch.equal(made.image[outside], image[outside])
     assert (made.image != image).any()
+
+
+def test_every_component_has_a_patch_of_its_own_alone(eyes):
+    image, sources, _ = eyes
+    ring = np.zeros((SIDE, SIDE), np.int32)
+    ring[20:60, 20:60] = 1
+    ring[26:54, 26:54] = 0
+    both = ring.copy()
+    both[35:45, 35:45] = 2  # inside the first one's box
+    weight = (both > 0).astype(np.float32)
+    pixels = np.ascontiguousarray(np.moveaxis(image[0].numpy(), 0, -1))
+    source = np.ascontiguousarray(np.moveaxis(sources[0].numpy(), 0, -1))
+    one, two = pixels.copy(), pixels.copy()
+    for target, parts in ((one, ring), (two, both)):
+        rng = np.random.default_rng(0)
+        _paste(rng, target, parts, weight * (parts > 0), source, None, settings())
+    assert np.array_equal(one[both == 1], two[both == 1])
+    whole = both.copy()
+    whole[both == 1] = 2
+    whole[both == 2] = 1
+    swapped = pixels.copy()
+    _paste(np.random.default_rng(0), swapped, whole, weight, source, None, settings())
+    assert np.array_equal(swapped[both == 0], pixels[both == 0])
+    small = np.where(both == 2, 1, 0).astype(np.int32)
+    alone = pixels.copy()
+    _paste(np.random.default_rng(0), alone, small, weight, source, None, settings())
+    assert np.array_equal(swapped[both == 2], alone[both == 2])  # the ring came later, around it
 
 
 def test_labels_leave_out_what_changed_nothing(eyes):

@@ -26,7 +26,7 @@ from fundad_fast.batch import Batch
 from fundad_fast.methods import ConfigError, ReSynthDetect, make_config
 from fundad_fast.methods.losses import focal_loss, structural_loss
 from fundad_fast.methods.resynth import image_score
-from fundad_fast.methods.resynth_training import cut_tile, view
+from fundad_fast.methods.resynth_training import ReconstructionStage, cut_tile, view
 from fundad_fast.methods.tiling import tile_starts, tiled
 from fundad_fast.nets import Autoencoder, GuidedPair, GuidedUNet, guidance
 from fundad_fast.training import multi_step
@@ -120,6 +120,12 @@ def test_what_does_not_look_around_is_the_same_in_tiles():
     assert torch.equal(tiled(mean, x, 64, 5), x.mean(1))
     middle = tiled(lambda part: torch.ones_like(part[:, 0]) * part[0, 0, 0, 0], x, 30, 10)
     assert middle[:, 15].std() > 0  # where two tiles meet, both count
+    places = iter((0.0, 1.0))
+    across = tiled(lambda part: torch.full_like(part[:, 0], next(places)), x[..., :16, :24], 16, 8)
+    shares = across[0, 0, 8:16]
+    assert across[0, 0, 7] == 0
+    assert across[0, 0, 16] == 1
+    assert (shares.diff() > 0).all()  # a tile counts less towards its edge
 
 
 def test_training_tiles_lie_around_pixels_of_the_mask():
@@ -132,6 +138,9 @@ def test_training_tiles_lie_around_pixels_of_the_mask():
     assert made.mask[0, 30 - 22, 50 - 42]
     assert made.image[0, 0, 8, 8] == 30 * 60 + 50
     assert cut_tile(one, np.random.default_rng(0), 64) is one
+    wide = cut_tile(one, np.random.default_rng(0), 50)
+    assert wide.image.shape == (1, 1, 40, 50)
+    assert wide.image[0, 0, 0, 0] == 10
 
 
 def test_views_mirror_and_turn_images_with_their_masks():
@@ -219,6 +228,17 @@ def test_the_reconstruction_is_frozen_while_it_guides():
     assert all(torch.equal(alone.state().weights[k], more.state().weights[k]) for k in names)
 
 
+def test_what_guides_is_the_best_reconstruction_not_the_last(monkeypatch):
+    def worse_and_worse(self, turn):
+        return {"loss": torch.tensor(float(turn.step * len(turn.index)))}
+
+    monkeypatch.setattr(ReconstructionStage, "validate", worse_and_worse)
+    long = fit_on(eyes(8), reconstruction_steps=4, rate_drops=())
+    assert long.facts["stages"]["reconstruction"]["best_step"] == 2
+    short = fit_on(eyes(8), reconstruction_steps=2, rate_drops=())
+    assert all(torch.equal(v, long.state().weights[k]) for k, v in short.state().weights.items())
+
+
 def test_joint_training_moves_both_networks_at_once():
     options = {"preset": "draem-default", "textures": "healthy"}
     one, two = (fit_on(eyes(8), max_steps=n, **options) for n in (1, 3))
@@ -302,6 +322,23 @@ def test_what_lies_outside_the_mask_is_not_in_the_image_score(fitted):
     )
     want = map_[:, 8:20, 8:20].flatten(1).sort(1).values[:, -36:].mean(1)
     torch.testing.assert_close(image_score(inside, mask, top), want)
+
+
+def test_no_pixel_outside_the_mask_scores(fitted):
+    (probe,) = eyes(1, start=60)
+    assert probe.mask is not None
+    whole = fitted.score(Batch(probe.image, probe.id))
+    assert whole.map is not None
+    peak = int(whole.map.argmax())
+    mask = torch.ones(1, 32 * 32, dtype=torch.bool)
+    y, x = divmod(peak, 32)
+    far = (torch.arange(32)[:, None] - y).abs().maximum((torch.arange(32)[None] - x).abs()) > 8
+    mask &= far.flatten()
+    inside = fitted.score(Batch(probe.image, probe.id, mask.view(1, 32, 32)))
+    cut = whole.map.masked_fill(~mask.view(1, 32, 32), 0)
+    want = nnf.avg_pool2d(cut[:, None], 5, 1, 2).amax()
+    torch.testing.assert_close(inside.image[0], want)
+    assert inside.image[0] < whole.image[0]
 
 
 def test_larger_images_are_trained_on_and_scored_in_tiles():
