@@ -46,7 +46,10 @@ MethodName = Annotated[
 ]
 External = Annotated[
     list[str] | None,
-    typer.Option(help="Images of another kind, for manytasks' task inter; may be repeated."),
+    typer.Option(
+        help="Images of another kind, for manytasks' task inter and resynth's textures=external; "
+        "may be repeated."
+    ),
 ]
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
 Threads = Annotated[
