@@ -203,7 +203,7 @@ def test_features_are_means_over_the_views_one_by_one(monkeypatch):
                 torch.testing.assert_close(got[i, k], mean, rtol=1e-4, atol=1e-5)
     from fundad_fast.methods import shift_scores
 
-    monkeypatch.setattr(shift_scores, "PIXELS_AT_ONCE", 5 * 32 * 32)
+    monkeypatch.setitem(shift_scores.PIXELS_AT_ONCE, "cpu", 5 * 32 * 32)
     parts = view_features(net, image, views, "cutperm")
     torch.testing.assert_close(parts[0], z, rtol=1e-4, atol=1e-5)
 

@@ -318,7 +318,7 @@ def test_after_a_kill_the_models_end_as_if_nothing_had_been(tmp_path, recipe, ho
         env=env,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = {path.parent.name for path in tmp_path.glob("*/*/checkpoint.safetensors")}
+    left = {path.parent.name.split("-")[0] for path in tmp_path.glob("*/checkpoint.safetensors")}
     assert left == ({"diffusion"} if how == "diffusion" else set()) | (
         {"contrast"} if recipe == "ContrastRecipe" else set()
     )
@@ -327,6 +327,18 @@ def test_after_a_kill_the_models_end_as_if_nothing_had_been(tmp_path, recipe, ho
     whole = fit_on(batches(6), dissolve=how)
     for name, want in whole.state().weights.items():
         assert torch.equal(again.state().weights[name], want), name
+
+
+def test_a_second_fit_with_another_contrast_finds_the_diffusion_model(fitted, tmp_path):
+    a = fit_on(batches(6), scratch=tmp_path)
+    b = fit_on(batches(6), scratch=tmp_path, temperature=0.2, train_batch=3)
+    names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+    assert names == ["contrast", "contrast", "diffusion"]
+    wa, wb = a.state().weights, b.state().weights
+    assert torch.equal(wa["denoiser/unet.conv_in.weight"], wb["denoiser/unet.conv_in.weight"])
+    assert not torch.equal(wa["net/shift.weight"], wb["net/shift.weight"])
+    fit_on(batches(6), scratch=tmp_path, diffusion_rate=0.01)
+    assert len(list(tmp_path.glob("diffusion-*"))) == 2
 
 
 # -- refusals and plans --------------------------------------------------------------------------
@@ -420,7 +432,7 @@ def test_the_command_line_fits_scores_reports_and_dissolves(labelled):
     assert "a diffusion model of" in said
     said = call(*args, "-o", folder / "model")
     assert "image threshold" in said
-    assert "no pixel threshold" in said
+    assert "no pixel threshold: the scores have no map" in said
     assert "dissolves by: diffusion model of 16 pixels, trained here" in said
     card = (folder / "model" / "MODEL_CARD.md").read_text()
     assert "Scores are CSI's, negated" in card
@@ -438,7 +450,8 @@ def test_the_command_line_fits_scores_reports_and_dissolves(labelled):
     metrics = json.loads((folder / "run/metrics.json").read_text())["metrics"]
     assert not [name for name in metrics if name.startswith("pixel")]
     page = (folder / "run/report.html").read_text()
-    assert "image_AUROC" in page or "AUROC" in page
+    assert "AUROC" in page
+    assert "above the pixel threshold" not in page
     call("score", folder / "data/test", "-m", folder / "model", "-o", folder / "scored")
     assert len(rows(folder / "scored")) == 6
     call("report", folder / "scored")

@@ -114,7 +114,9 @@ def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
     )
     for kind, fact in bundle.thresholds.items():
         if fact is None:
-            print(f"no {kind} threshold: nothing was held out")
+            mapless = kind == "pixel" and bundle.thresholds.get("image") is not None
+            why = "the scores have no map" if mapless else "nothing was held out"
+            print(f"no {kind} threshold: {why}")
         else:
             print(f"{kind} threshold {fact['value']:.5g}: {fact['rule']}")
     print(f"model {bundle.id} written to {output}")

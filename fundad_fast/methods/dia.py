@@ -38,6 +38,8 @@ from .portions import Portion, in_portions
 from .shift_scores import Axes, scoring_views, view_features
 
 _DIFFUSION, _CONTRAST = "diffusion", "contrast"
+# Starts of the settings that the diffusion model's training depends on.
+_OF_DIFFUSION = ("diffusion_", "ema", "resolution", "seed", "image_size", "channels", "fov")
 
 
 class DIA(Method):
@@ -130,12 +132,11 @@ class DIA(Method):
                 f"{self.weights} takes images of {given.channels} channels, these have "
                 f"{kept.shape[0]}"
             )
-        folder = None if scratch is None else scratch / self._key(kept)
         self._histories, self.facts = {}, {}
         if c.dissolve == "diffusion":
-            self._denoiser = given or self._train_denoiser(kept, team, folder, progress)
+            self._denoiser = given or self._train_denoiser(kept, team, scratch, progress)
             self._denoiser.to(self.device).eval().requires_grad_(False)
-        self._net = self._train_contrast(kept, team, folder, progress)
+        self._net = self._train_contrast(kept, team, scratch, progress)
         self._axes = Axes.of(*self._walked(kept))
         self.facts |= {
             "images": len(kept),
@@ -172,7 +173,7 @@ class DIA(Method):
         return f"diffusion model of {self._denoiser.resolution} pixels, {whose}"
 
     def _train_denoiser(
-        self, store: ImageStore, team: Team, folder: Path | None, progress: Progress | None
+        self, store: ImageStore, team: Team, scratch: Path | None, progress: Progress | None
     ) -> Denoiser:
         c = self.config
         small = ImageStore(c.memory_budget)
@@ -190,7 +191,7 @@ class DIA(Method):
             recipe,
             settings,
             team,
-            folder=None if folder is None else folder / _DIFFUSION,
+            folder=self._folder(scratch, store, _DIFFUSION),
             progress=progress,
             name=_DIFFUSION,
         )
@@ -216,7 +217,7 @@ class DIA(Method):
         return ContrastNet(channels, stem=c.stem, width=c.width, projection=c.projection)
 
     def _train_contrast(
-        self, store: ImageStore, team: Team, folder: Path | None, progress: Progress | None
+        self, store: ImageStore, team: Team, scratch: Path | None, progress: Progress | None
     ) -> ContrastNet:
         c = self.config
         with torch.random.fork_rng([]):
@@ -234,7 +235,7 @@ class DIA(Method):
             recipe,
             settings,
             team,
-            folder=None if folder is None else folder / _CONTRAST,
+            folder=self._folder(scratch, store, _CONTRAST),
             progress=progress,
             name=_CONTRAST,
         )
@@ -280,11 +281,21 @@ class DIA(Method):
             "seconds": round(outcome.seconds, 1),
         }
 
-    def _key(self, store: ImageStore) -> str:
-        """Names the scratch folder: work of other settings or images is not gone on with."""
+    def _folder(self, scratch: Path | None, store: ImageStore, training: str) -> Path | None:
+        """Where a training is kept: work of other settings or images is not gone on with.
+
+        The diffusion model does not depend on the settings of the contrast, so that a second fit
+        with others of those finds it made.
+        """
+        if scratch is None:
+            return None
+        settings = self.config.model_dump(mode="json")
+        if training == _DIFFUSION:
+            settings = {k: v for k, v in settings.items() if k.startswith(_OF_DIFFUSION)}
         weights = None if self.weights is None else str(self.weights)
-        what = [self.config.model_dump(mode="json"), weights, store.ids]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        what = [settings, weights, store.ids, store.shape]
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return scratch / f"{training}-{key}"
 
     def _walked(self, store: ImageStore) -> tuple[Tensor, Tensor]:
         parts = [

@@ -17,8 +17,9 @@ from ..synthetic import SHIFTS, Views, augmented, draw_views, mirrored, shifted
 from ..synthetic.views import Shift
 from ..training import seed_of
 
-PIXELS_AT_ONCE = 2**20
-"""Of views that go through the network together, which bounds memory whatever the batch."""
+PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}
+"""Of views that go through the network together, which bounds memory whatever the batch. On a CPU
+more of them leave its caches."""
 
 
 def scoring_views(number: int, scale: tuple[float, float]) -> Views:
@@ -51,7 +52,9 @@ def view_features(
     """
     n, per = len(image), len(views)
     views = views.to(image.device)
-    at_once = max(1, PIXELS_AT_ONCE // (image.shape[-1] * image.shape[-2]))
+    at_once = max(
+        1, PIXELS_AT_ONCE.get(image.device.type, PIXELS_AT_ONCE["cpu"]) // image[0, 0].numel()
+    )
     kind = torch.arange(per, device=image.device) % SHIFTS
     # Each shift of each image and of its mirror image is made once; views pick among these.
     form = kind + SHIFTS * views.flip

@@ -69,7 +69,8 @@ def card(rank: int, row: dict[str, Any], flag: bool | None, first: bool, picture
     for key, column in (("patient", "patient_id"), ("side", "laterality")):
         if row.get(column):
             facts.append((key, escape(str(row[column]))))
-    facts.append(("regions", _regions(row)))
+    if row.get("regions") is not None:  # no map has none
+        facts.append(("regions", _regions(row)))
     listed = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in picture.notes)
     return (
@@ -122,7 +123,7 @@ def _boxes(row: dict[str, Any], picture: Picture) -> str:
 
 
 def _regions(row: dict[str, Any]) -> str:
-    regions = row.get("regions") or []
+    regions = row["regions"]
     if not regions:
         return "none above the pixel threshold"
     items = "".join(
