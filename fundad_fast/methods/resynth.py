@@ -55,11 +55,12 @@ class ReSynthDetect(Method):
     images is left out of training and validation altogether. Scores are probabilities of the
     proxy task, not of a disease.
 
-    Presets: ``paper`` is what is published with DRAEM's networks and schedule, for a GPU;
-    ``default`` is smaller, ``quick`` a first look in minutes on two cores, both our choice.
-    ``draem`` is DRAEM (Zavrtanik et al., ICCV 2021) made of the same parts: joint training, the
-    reconstruction beside the input, textures of other images; ``draem-default`` and
-    ``draem-quick`` have the sizes of ``default`` and ``quick``.
+    Presets: ``paper`` is what is published with DRAEM's networks and schedule, for a GPU.
+    ``default`` is narrow and short enough for about an hour on two cores, ``quick`` a first look in
+    minutes; both are our choice, and neither was measured against others yet. ``draem`` is DRAEM
+    (Zavrtanik et al., ICCV 2021) made of the same parts: joint training, the reconstruction beside
+    the input, textures of other images; ``draem-default`` and ``draem-quick`` have the sizes of
+    ``default`` and ``quick``.
     """
 
     name: ClassVar[str] = "resynth"
