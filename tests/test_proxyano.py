@@ -46,11 +46,11 @@ def probe(n=3, **how):
 
 @BOTH
 def test_losses_fall_and_what_was_made_is_told(method):
-    made = fit_on(method, batches(6), max_steps=25)
+    made = fit_on(method, batches(6), max_steps=22)
     rows = list(csv.DictReader(io.StringIO(made.files()["training.csv"].decode())))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    assert made.facts["steps"] == 25
-    assert "25 steps on 6 images" in made.summary()
+    assert made.facts["steps"] == 22
+    assert "22 steps on 6 images" in made.summary()
     assert made.files()["training.svg"].startswith(b"<svg")
     assert made.held_out_ is None
 
@@ -194,6 +194,44 @@ def test_the_ablations_train(settings, fitted):
     a, b = made.state().weights, plain.state().weights
     assert a.keys() != b.keys() or not all(torch.equal(a[k], b[k]) for k in a)
     assert made.score(probe()).map.isfinite().all()
+
+
+def test_detached_the_image_teaches_the_proxy_nothing():
+    """What the second network is asked for then changes no weight of the first one."""
+    alone = {"discriminators": False, "max_steps": 2}
+    for detached in (True, False):
+        a, b = (
+            fit_on(ProxyAno, batches(6), detached=detached, pseudo_anomalies=more, **alone).state()
+            for more in (True, False)
+        )
+        same = [torch.equal(v, b.weights[k]) for k, v in a.weights.items() if "proxy/" in k]
+        assert all(same) is detached
+
+
+def test_what_is_made_of_a_fundus_is_black_outside_it():
+    method = fit_on(ProxyAno, batches(6, masked=True), max_steps=2)
+    one = probe(masked=True)
+    with torch.no_grad():
+        guess, _ = method._made(one.image * one.mask[:, None], one.mask)
+    assert guess[one.mask[:, None]].any()
+    assert not guess[~one.mask[:, None]].any()
+
+
+def first_losses(**settings):
+    made = fit_on(Autoencoder, batches(6), max_steps=1, **settings)
+    return {k: float(v) for k, v in made._history[-1].items()}
+
+
+def test_what_each_kind_of_autoencoder_adds_to_the_loss():
+    for kind, weight, term in (
+        ("vae", "divergence_weight", "divergence"),
+        ("memae", "entropy_weight", "entropy"),
+    ):
+        none, all_of_it = (first_losses(kind=kind, shrink=0.0, **{weight: w}) for w in (0, 1))
+        assert none[term] > 0
+        assert all_of_it["loss"] == pytest.approx(none["loss"] + none[term], rel=1e-5)
+    vae, cevae = first_losses(kind="vae"), first_losses(kind="cevae")
+    assert cevae["loss"] == pytest.approx(vae["loss"] + cevae["context"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
