@@ -68,7 +68,7 @@ class Detector:
     Args:
         preset: ``default``, ``paper`` or ``quick``; see the method.
         weights: of the backbone: a ``.safetensors`` file, ``"untrained"``, or ``None`` for timm's
-            pretrained ones.
+            pretrained ones; of DIA a folder with a DDPM of diffusers, or ``None`` to train one.
         device: as torch names it; by default a GPU where there is one.
         folds: how many parts of the healthy images are held out in turn for the thresholds.
         target_fpr: the share of healthy images that may be called abnormal, in (0, 1).

@@ -71,7 +71,10 @@ RetryFailed = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Backbone weights: FILE.safetensors, or 'untrained'; default: timm's."),
+    typer.Option(
+        help="Backbone weights: FILE.safetensors, or 'untrained'; default: timm's. For dia a DDPM "
+        "folder of diffusers; default: trained here."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
