@@ -97,6 +97,7 @@ def test_a_picture_of_proxies(grey, tmp_path):
     for args, words in (
         ([volume, "--proxies"], "not of volumes"),
         ([grey, "--proxies", "--task", "sink"], "leave out --task"),
+        ([grey, "--proxies", "--rows", 2], "--rows"),
         ([grey, "--proxies", "--set", "segments=1"], "segments"),
     ):
         assert words in call(*args, "-o", tmp_path / "no.png", code=2)
