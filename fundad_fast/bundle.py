@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,11 @@ class Bundle:
 
 def environment() -> dict[str, str]:
     """Versions of what can change a score."""
+    return dict(_versions())
+
+
+@functools.cache  # of what was imported: what is on the disk may have changed, or been hidden
+def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     names = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")

@@ -271,13 +271,16 @@ def test_overwrite_replaces_and_nothing_else_does(model, cohort, tmp_path):
     assert len(rows(tmp_path / "run")) == 8
 
 
+def test_a_number_that_is_none_is_named_by_its_option(tmp_path):
+    assert "--top x: use a number" in call("report", tmp_path, "--top", "x", code=2)
+
+
 def test_overwrite_never_touches_what_is_not_its_own(model, cohort, tmp_path):
     data = shutil.copytree(cohort, tmp_path / "data")
     before = sorted(str(p) for p in data.rglob("*"))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("mine")
     for args, says in (
-        (["report", data, "--top", "x"], "--top x: use a number"),
         (["score", data, "-m", model, "-o", data], "lie in each other"),
         (["score", data, "-m", model, "-o", data / "run"], "lie in each other"),
         (["score", data / "test", "-m", model, "-o", data], "lie in each other"),

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +28,13 @@ from ..training import (
     seed_of,
     train,
 )
-from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
+from ._base import ConfigError, Method, Plan, State, spread
 from .dia_config import DIAConfig
 from .dia_presets import PRESETS
 from .dia_training import ContrastRecipe, DenoisingRecipe, Dissolve
+from .holding_out import held_out, kept_and_apart
 from .image_store import ImageStore
+from .normalise import black_outside
 from .portions import Portion, in_portions
 from .shift_scores import Axes, scoring_views, view_features
 
@@ -118,14 +119,7 @@ class DIA(Method):
         given = None if self.weights is None else load_denoiser(self.weights)
         team = Team(self.device)
         self.to(team.device)
-        kept, apart = ImageStore(c.memory_budget), ImageStore(c.memory_budget)
-        held = min(folds.values()) if folds else None
-        for batch in train:
-            out = [held is not None and folds is not None and folds[i] == held for i in batch.id]
-            for store, is_apart in ((kept, False), (apart, True)):
-                chosen = [i for i, left_out in enumerate(out) if left_out is is_apart]
-                if chosen:
-                    store.add(_chosen(batch, chosen))
+        kept, apart = kept_and_apart(train, folds, c.memory_budget, black_outside)
         self._check(kept)
         if given is not None and given.channels not in (3, kept.shape[0]):
             raise ConfigError(
@@ -147,7 +141,7 @@ class DIA(Method):
         }
         if self._denoiser is not None:
             self.facts["denoiser"] = self._denoiser.config
-        self.held_out_ = self._hold_out(apart) if len(apart) else None
+        self.held_out_ = held_out(apart, self._score, self.device) if len(apart) else None
         return self
 
     def _check(self, store: ImageStore) -> None:
@@ -305,35 +299,13 @@ class DIA(Method):
         projections, logits = (torch.cat(values) for values in zip(*parts))
         return projections, logits
 
-    def _hold_out(self, store: ImageStore) -> HeldOut:
-        image, cells = [], []
-        for number in range(len(store)):
-            one = store.get([number], self.device)
-            scores = self._score(one)
-            image.append(scores.image.cpu().numpy())
-            if scores.map is not None:
-                shown = scores.map[touched(one.mask, scores.map)].cpu().numpy()
-                cells.append(thinned(shown, len(store)))
-        rule = (
-            f"{len(store)} healthy images, one fold, that nothing was trained on (our design: "
-            "refits are too costly)"
-        )
-        return HeldOut(
-            tuple(store.ids),
-            np.zeros(len(store), np.int32),
-            np.concatenate(image),
-            np.concatenate(cells) if cells else None,
-            rule=rule,
-        )
-
     # -- judging ---------------------------------------------------------------------------------
 
     def score(self, batch: Batch) -> Scores:
         """CSI's score, negated; see ``Method.score``. Source: METHODS.md D.6."""
         if self._net is None:
             raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        every = list(range(len(batch)))
-        batch = _chosen(batch, every)
+        batch = black_outside(batch)
         parts = in_portions(lambda part: self._score(batch[part]), len(batch), self._images)
         maps = [part.map for part in parts if part.map is not None]
         return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
@@ -411,15 +383,6 @@ class DIA(Method):
 
         used = images - (images // folds if folds else 0)
         return plan_fit(self, images, used, self._steps(used))
-
-
-def _chosen(batch: Batch, chosen: list[int]) -> Batch:
-    """Some images of a batch, black outside their masks."""
-    image = batch.image[chosen]
-    mask = None if batch.mask is None else batch.mask[chosen]
-    if mask is not None:
-        image = image.masked_fill(~mask[:, None], 0)
-    return Batch(image, tuple(batch.id[i] for i in chosen), mask)
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -244,11 +244,8 @@ class ManyTasks(Method):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def _hold_out(self, store: ImageStore) -> HeldOut:
-        rule = (
-            f"{len(store)} healthy images, one fold, that no model was trained or validated on "
-            "(our design: refits are too costly)"
-        )
-        return held_out(store, lambda one: self._judge(one.image, one.mask), self.device, rule)
+        unseen = "no model was trained or validated on"
+        return held_out(store, lambda one: self._judge(one.image, one.mask), self.device, unseen)
 
     # -- judging ---------------------------------------------------------------------------------
 

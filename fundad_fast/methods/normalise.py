@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..batch import Batch
+
 Normalisation = Literal["range", "zscore"]
 
 _EPS = 1e-8  # as in the public code of "Many tasks make light work"
@@ -33,3 +35,10 @@ def normalised(image: Tensor, mask: Tensor | None, how: Normalisation) -> Tensor
     centred = (image - mean) * weight
     deviation = ((centred**2).sum(axes, keepdim=True) / count).sqrt()
     return centred / (deviation + _EPS)
+
+
+def black_outside(batch: Batch) -> Batch:
+    """The images of a batch, 0 outside their masks."""
+    if batch.mask is None:
+        return batch
+    return Batch(batch.image.masked_fill(~batch.mask[:, None], 0), batch.id, batch.mask)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +28,10 @@ from ..training import (
     seed_of,
     train,
 )
-from ._base import ConfigError, HeldOut, Method, Plan, State, spread, thinned, touched
+from ._base import ConfigError, Method, Plan, State, spread
+from .holding_out import held_out, kept_and_apart
 from .image_store import ImageStore
+from .normalise import black_outside
 from .portions import Portion, in_portions
 from .reconstruction_config import ReconstructionConfig
 
@@ -155,14 +156,7 @@ class Reconstruction(Method):
         c, shown = self.config, progress or Progress()
         team = Team(self.device)
         self.to(team.device)
-        kept, apart = ImageStore(c.memory_budget), ImageStore(c.memory_budget)
-        held = min(folds.values()) if folds else None
-        for batch in train:
-            out = [held is not None and folds is not None and folds[i] == held for i in batch.id]
-            for store, is_apart in ((kept, False), (apart, True)):
-                chosen = [i for i, left_out in enumerate(out) if left_out is is_apart]
-                if chosen:
-                    store.add(_some(batch, chosen))
+        kept, apart = kept_and_apart(train, folds, c.memory_budget, black_outside)
         self._check(kept)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed_of(c.seed, 0))
@@ -175,7 +169,7 @@ class Reconstruction(Method):
         for name, net in nets.items():
             net.load_state_dict(outcome.weights[name])
         self._take(nets, outcome, kept, len(apart))
-        self.held_out_ = self._hold_out(apart) if len(apart) else None
+        self.held_out_ = held_out(apart, self._judge, self.device) if len(apart) else None
         return self
 
     def _check(self, store: ImageStore) -> None:
@@ -233,23 +227,6 @@ class Reconstruction(Method):
         """Names the scratch folder: work of other settings or images is not gone on with."""
         what = [self.name, self.config.model_dump(mode="json"), store.ids]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _hold_out(self, store: ImageStore) -> HeldOut:
-        image, cells = [], []
-        for number in range(len(store)):
-            scores = self._judge(store.get([number], self.device))
-            assert scores.map is not None
-            image.append(scores.image.cpu().numpy())
-            inside = touched(store.get([number], self.device).mask, scores.map)
-            cells.append(thinned(scores.map[inside].cpu().numpy(), len(store)))
-        rule = (
-            f"{len(store)} healthy images, one fold, that nothing was trained on (our design: "
-            "refits are too costly)"
-        )
-        fold = np.zeros(len(store), np.int32)
-        return HeldOut(
-            tuple(store.ids), fold, np.concatenate(image), np.concatenate(cells), rule=rule
-        )
 
     # -- judging ---------------------------------------------------------------------------------
 
@@ -347,11 +324,6 @@ class Reconstruction(Method):
 
     passes: ClassVar[int] = 1
     """Images that networks are given in a step, per image of the batch."""
-
-
-def _some(batch: Batch, chosen: list[int]) -> Batch:
-    mask = None if batch.mask is None else batch.mask[chosen]
-    return Batch(cut(batch.image[chosen], mask), tuple(batch.id[i] for i in chosen), mask)
 
 
 def _parameters(nets: Networks) -> int:

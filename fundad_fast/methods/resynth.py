@@ -142,11 +142,8 @@ class ReSynthDetect(Method):
         }
         self.held_out_ = None
         if len(apart):
-            rule = (
-                f"{len(apart)} healthy images, one fold, that nothing was trained or validated on "
-                "(our design: refits are too costly)"
-            )
-            self.held_out_ = held_out(apart, self._judge, self.device, rule)
+            unseen = "nothing was trained or validated on"
+            self.held_out_ = held_out(apart, self._judge, self.device, unseen)
         return self
 
     def _check(self, store: ImageStore) -> None:
