@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
+from judging import best, cell, control_values, differences, gap, run_of, signed
 from torch import Tensor
 
 import fundad_fast
 from fundad_fast.data import InputSpec, Item, Loader, discover, read_volume
 from fundad_fast.evaluation import PixelEvaluator
-from fundad_fast.evaluation.compare import Evaluated, compare
-from fundad_fast.evaluation.controls import PcaReconstruction, control_scores
-from fundad_fast.evaluation.evaluate import ImageRecord, evaluate
+from fundad_fast.evaluation.compare import Evaluated
+from fundad_fast.evaluation.evaluate import evaluate
 from fundad_fast.evaluation.resample import resample_volume
 from fundad_fast.methods import ManyTasks
 from fundad_fast.synthetic import synthesize
@@ -60,38 +59,21 @@ def batches(items: tuple[Item, ...], spec: InputSpec) -> Iterator[tuple[tuple[It
         yield chunk.items, chunk
 
 
-def signed(values: list[float], labels: list[int]) -> list[float]:
-    records = [ImageRecord(str(i), v, y) for i, (v, y) in enumerate(zip(values, labels))]
-    found = evaluate(records, n_boot=0)["metrics"]["image_AUROC"]["value"]
-    return values if found >= 0.5 else [-v for v in values]
-
-
 def of_images(method: ManyTasks, spec: InputSpec, dataset: Any, n_boot: int) -> dict[str, Any]:
     test = dataset.select(split="test")
-    labels = [item.label for item in test]
     scores: dict[str, list[float]] = {}
     every = scorers(method)
     for _, chunk in batches(test, spec):
         for name, one in every.items():
             scores.setdefault(name, []).extend(one.score(chunk.batch).image.tolist())
     plain = spec.model_copy(update={"intensity": "range", "image_size": 224})
-    for _, chunk in batches(test, plain):
-        for image in chunk.batch.image.numpy():
-            for name, value in control_scores(image).items():
-                scores.setdefault(f"control: {name}", []).append(value)
-    pca = PcaReconstruction(COMPONENTS).fit(
-        image for _, c in batches(dataset.healthy_for_fit(), plain) for image in c.batch.image
-    )
-    scores["control: principal components"] = [
-        pca.score(image) for _, chunk in batches(test, plain) for image in chunk.batch.image
-    ]
-    scores["control: file size"] = [float(os.path.getsize(item.path)) for item in test]
+    for name, values in control_values(dataset, test, plain).items():
+        scores[f"control: {name.replace('_', ' ')}"] = values
     lines, runs = {}, {}
     for name, values in scores.items():
-        chosen = signed(values, labels) if name.startswith("control") else values
-        records = [ImageRecord(i.id, v, y) for i, v, y in zip(test, chosen, labels)]
-        runs[name] = Evaluated(records)
-        found = evaluate(records, n_boot=n_boot)["metrics"]
+        chosen = signed(values, test) if name.startswith("control") else values
+        runs[name] = run_of(chosen, test)
+        found = evaluate(runs[name].records, n_boot=n_boot)["metrics"]
         lines[name] = {key: found[key] for key in ("image_AUROC", "image_AP")}
     return {"lines": lines, "against_controls": against(runs, lines, "image_AUROC", n_boot)}
 
@@ -100,10 +82,9 @@ def against(
     runs: dict[str, Evaluated], lines: dict[str, Any], key: str, n_boot: int
 ) -> dict[str, Any]:
     """The ensemble minus the best control."""
-    controls = [name for name in lines if name.startswith("control")]
-    best = max(controls, key=lambda name: lines[name][key]["value"])
-    found = compare(runs["ensemble"], runs[best], n_boot=n_boot)["metrics"][key]
-    return {"control": best, **found}
+    control = best({name: e for name, e in lines.items() if name.startswith("control")}, key)
+    found = differences(runs["ensemble"], runs[control], (key,), n_boot)[key]
+    return {"control": control, **found}
 
 
 class VoxelControls:
@@ -204,17 +185,8 @@ def table(lines: dict[str, Any], about: dict[str, Any]) -> str:
     keys = list(next(iter(lines.values())))
     text = [f"| | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     for name, entries in lines.items():
-        cells = []
-        for key in keys:
-            e = entries[key]
-            cells.append(
-                f"{e['value']:.3f}" + (f" [{e['lo']:.3f}, {e['hi']:.3f}]" if e["lo"] else "")
-            )
-        text.append(f"| {name} | {' | '.join(cells)} |")
-    gap = f"{about['difference']:+.3f}"
-    if about["lo"] is not None:
-        gap += f" [{about['lo']:+.3f}, {about['hi']:+.3f}]"
-    return "\n".join(text) + f"\n\nEnsemble minus the best, {about['control']}: {gap}\n"
+        text.append(f"| {name} | {' | '.join(cell(entries[key]) for key in keys)} |")
+    return "\n".join(text) + f"\n\nEnsemble minus the best, {about['control']}: {gap(about)}\n"
 
 
 def main() -> None:

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judging import cell, compact, control_values, gap, parts
 from painted import painted_cohort
 
 import fundad_fast
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.archive.truth import check_mask, collect_run, evaluate_run
-from fundad_fast.data import Dataset, InputSpec, Item, Loader, discover
+from fundad_fast.data import Dataset, InputSpec, Item, discover
 from fundad_fast.evaluation.compare import compare
-from fundad_fast.evaluation.controls import PcaReconstruction, control_metrics, control_scores
+from fundad_fast.evaluation.controls import control_metrics
 
 LITERAL = {"fov": "none"}  # the literal readings, over the whole frame
 L2 = {"attn_norm": "l2", "attn_scale": 10.0}
@@ -69,23 +70,6 @@ SHOWN = ("image_AUROC", "image_AP", "pixel_AUROC", "pixel_AP", "pixel_AUPRO", "p
 SHARES = (0.1, 0.4, 0.7, 1.0)
 
 
-def parts(pack: str, dataset: Dataset, part: str) -> tuple[Item, ...]:
-    """The test images of a part. ``idrid_512`` is cut in two: settings are chosen on IDRiD_25 to 54
-    and the first 15 healthy test images, figures are reported on IDRiD_01 to 24 (whose masks are
-    lossless) and the other healthy ones."""
-    items = dataset.select(split="test")
-    if part == "all" or pack != "idrid_512":
-        return items
-    healthy = [item for item in items if item.label == 0]
-    tune = {item.id for item in healthy[:15]}
-    tune |= {item.id for item in items if item.label == 1 and number(item) >= 25}
-    return tuple(item for item in items if (item.id in tune) == (part == "tune"))
-
-
-def number(item: Item) -> int:
-    return int("".join(c for c in item.id.split("/")[-1] if c.isdigit())[:2])
-
-
 def fit_and_score(
     out: Path, train: tuple[Item, ...], dataset: Dataset, name: str, base: dict[str, Any], args: Any
 ) -> dict[str, float]:
@@ -112,45 +96,14 @@ def fit_and_score(
 
 
 def line(name: str, metrics: dict[str, Any], seconds: dict[str, float] | None) -> str:
-    cells = [name]
-    for key in SHOWN:
-        entry = metrics.get(key)
-        if entry is None or entry["value"] is None:
-            cells.append("–")
-        elif entry["lo"] is None:
-            cells.append(f"{entry['value']:.3f}")
-        else:
-            cells.append(f"{entry['value']:.3f} [{entry['lo']:.3f}, {entry['hi']:.3f}]")
+    cells = [name, *(cell(metrics.get(key)) for key in SHOWN)]
     cells.append("–" if seconds is None else f"{seconds['fit_s']:.0f} / {seconds['score_s']:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
 def controls(dataset: Dataset, items: tuple[Item, ...], size: int) -> dict[str, Any]:
     spec = InputSpec(image_size=size, fov="none", mixed_inputs="convert")
-    pca = PcaReconstruction()
-    pca.fit(chunk for c in Loader(dataset.select("train", 0), spec) for chunk in c.batch.image)
-    scores: dict[str, list[float]] = {}
-    labels: list[int] = []
-    for chunk in Loader(items, spec):
-        for item, image in zip(chunk.items, chunk.batch.image):
-            found = control_scores(image.numpy())
-            found["pca_reconstruction"] = float(pca.score(image.numpy()))
-            found["file_size"] = float(Path(item.path).stat().st_size)
-            for key, value in found.items():
-                scores.setdefault(key, []).append(value)
-            labels.append(int(item.label or 0))
-    return control_metrics(scores, labels)
-
-
-def compact(value: Any, definitions: dict[str, str], name: str = "") -> Any:
-    """The same to six digits, with the definition of every metric said once, in ``definitions``."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if not isinstance(value, dict):
-        return value
-    if "definition" in value:
-        definitions[name] = value["definition"]
-    return {k: compact(v, definitions, k) for k, v in value.items() if k != "definition"}
+    return control_metrics(control_values(dataset, items, spec), [int(i.label or 0) for i in items])
 
 
 def main() -> None:
@@ -228,10 +181,7 @@ def main() -> None:
             entry = against["metrics"].get(key)
             if entry is None or entry["lo"] is None:  # no masks, or too few images to resample
                 continue
-            table.append(
-                f"* {key}: {entry['difference']:+.3f} [{entry['lo']:+.3f}, {entry['hi']:+.3f}], "
-                f"above 0 in {entry['share_above_0']:.1%}"
-            )
+            table.append(f"* {key}: {gap(entry)}, above 0 in {entry['share_above_0']:.1%}")
     result["versions"] = {"fundad_fast": fundad_fast.__version__, "torch": torch.__version__}
     args.output.mkdir(parents=True, exist_ok=True)
     stem = f"quality-{pack}-{args.part}" + ("-ablation" if args.ablation else "")

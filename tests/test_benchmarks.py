@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cohorts import photograph
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -89,3 +90,103 @@ def test_every_operator_has_named_shapes(path):
     for case in CASES:
         assert len(case.sizes) == len(case.small)
         assert case.work(case.sizes).operations > case.work(case.small).operations
+
+
+def test_an_ablation_changes_one_thing_at_a_time(path):
+    from variants import ABLATIONS, lines_of
+
+    lines = lines_of(
+        "resynth",
+        "quick",
+        pairs=["tau=1", "generator.masks=perlin", "resad.radius=4"],
+        vary=["tau=0,1,5", "generator.rim=[0.1, 0.2],[0.0, 0.5]"],
+        beside=["resynth:draem-quick", "ours=resad"],
+    )
+    assert [line.name for line in lines] == [
+        "resynth (quick)",
+        "tau=0",
+        "tau=5",  # 1 is the base, and so is the rim from 0 to 0.5
+        "rim=[0.1, 0.2]",
+        "control: random weights",
+        "resynth (draem-quick)",
+        "ours",
+    ]
+    base, rim, draem, resad = (lines[i].config() for i in (0, 3, 5, 6))
+    assert base.tau == 1
+    assert rim == base.model_copy(update={"generator": rim.generator})
+    assert rim.generator == base.generator.model_copy(update={"rim": (0.1, 0.2)})
+    # The preset's own settings of the generator stay, those that are given go over them.
+    assert draem.generator.fusion == "constant"
+    assert draem.generator.masks == "perlin"
+    assert resad.radius == 4
+    for method, named in ABLATIONS.items():
+        for name, changes in named.items():
+            # One of the values is that of the preset.
+            assert len(lines_of(method, ablations=[name], untrained=False)) == len(changes)
+    for wrong in ({"pairs": ["taw=1"]}, {"ablations": ["guides"]}, {"beside": ["draem"]}):
+        with pytest.raises(SystemExit, match="setting taw|no ablation 'guides'|no method 'draem'"):
+            lines_of("resynth", **wrong)
+
+
+def test_two_calls_are_never_at_one_line(path, tmp_path):
+    from ablate import claimed
+
+    with claimed(tmp_path / "line") as first, claimed(tmp_path / "line") as second:
+        assert (first, second) == (True, False)
+    with claimed(tmp_path / "line") as again:
+        assert again
+
+
+def test_an_ablation_goes_on_and_says_what_it_measured(path, tmp_path, monkeypatch, capsys):
+    import ablate
+    from PIL import Image
+
+    data, out = tmp_path / "pack", tmp_path / "out"
+    for folder, seeds in (("train/good", range(4)), ("test/good", (4, 5)), ("test/sick", (6, 7))):
+        (data / folder).mkdir(parents=True)
+        for seed in seeds:
+            picture = photograph(seed, lesion=folder == "test/sick")
+            Image.fromarray(picture).save(data / folder / f"{seed}.png")
+            if folder == "test/sick":
+                (data / "ground_truth/sick").mkdir(parents=True, exist_ok=True)
+                mask = Image.fromarray(((picture[..., 2] > 120) * 255).astype("uint8"))
+                mask.save(data / f"ground_truth/sick/{seed}_mask.png")
+    small = ["image_size=32", "width=2", "depth=2", "latent=2", "max_steps=2", "train_batch=2"]
+
+    def call(*words: str) -> str:
+        words = ("autoencoder", str(data), "-o", str(out), "--boot", "20", "--set", *small, *words)
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *words])
+        ablate.main()
+        return capsys.readouterr().out
+
+    call("--vary", "residual=absolute", "--seeds", "0", "1", "--no-controls")
+    model = next(out.glob("autoencoder*/seed-1/model/bundle.json"))
+    before = model.stat().st_mtime_ns
+    words = ("--vary", "residual=absolute", "kind=vae", "--seeds", "0", "1")
+    text = call(*words, "--also", f"again={model.parent.parent / 'run'}")
+    assert model.stat().st_mtime_ns == before  # it is not fitted again
+    content = json.loads((out / "ablation-pack-all.json").read_text())
+    rows = content["rows"]
+    assert list(rows) == [
+        *(f"autoencoder (default), seed {seed}" for seed in (0, 1)),
+        *(f"residual=absolute, seed {seed}" for seed in (0, 1)),
+        *(f"kind=vae, seed {seed}" for seed in (0, 1)),
+        "control: random weights, seed 0",
+        "again",
+    ]
+    first, second = (rows[f"autoencoder (default), seed {seed}"] for seed in (0, 1))
+    assert rows["again"]["metrics"] == second["metrics"]
+    gap = rows["again"]["minus_base"]["pixel_AP"]  # of the first seed
+    assert gap["difference"] == pytest.approx(
+        second["metrics"]["pixel_AP"]["value"] - first["metrics"]["pixel_AP"]["value"], abs=1e-5
+    )
+    assert rows["kind=vae, seed 1"]["base"] == "autoencoder (default), seed 1"
+    mean = content["means"]["kind=vae"]["metrics"]["image_AUROC"]
+    values = [rows[f"kind=vae, seed {seed}"]["metrics"]["image_AUROC"]["value"] for seed in (0, 1)]
+    assert (mean["least"], mean["largest"]) == (min(values), max(values))
+    assert mean["value"] == pytest.approx(sum(values) / 2, abs=1e-5)
+    # File size, gradients and the like are judged on the same images, as far from 1/2 as they are.
+    assert content["controls"]["control: mean blue"]["metrics"]["image_AUROC"]["value"] >= 0.5
+    assert "| kind=vae, 2 seeds |" in text
+    with pytest.raises(SystemExit, match="of other settings; give another -o"):
+        call("--set", *small, "width=3")
