@@ -29,6 +29,7 @@ from judging import best, cell, control_values, differences, gap, run_of, signed
 from torch import Tensor
 
 import fundad_fast
+from fundad_fast.batch import Batch
 from fundad_fast.data import InputSpec, Item, Loader, discover, read_volume
 from fundad_fast.evaluation import PixelEvaluator
 from fundad_fast.evaluation.compare import Evaluated
@@ -47,7 +48,8 @@ def scorers(method: ManyTasks) -> dict[str, Any]:
         found[f"trained on {'+'.join(model['train_tasks'])}"] = method.only(model["number"])
     torch.manual_seed(7)
     random = ManyTasks(method.config)
-    random.facts, random._nets = method.facts, {0: random._net(tuple(method.facts["shape"])).eval()}
+    random.facts = method.facts
+    random._nets = {"0": random._net(tuple(method.facts["shape"])).eval()}
     found["control: random weights"] = random
     return found
 
@@ -116,7 +118,7 @@ def of_volumes(
     healthy = [
         image
         for _, chunk in batches(dataset.healthy_for_fit(), spec)
-        for image in method._normalised(chunk.batch.image, chunk.batch.mask)
+        for image in method._prepared(chunk.batch).image
     ]
     controls = VoxelControls(healthy)
     every = scorers(method)
@@ -124,7 +126,7 @@ def of_volumes(
     made: dict[str, PixelEvaluator] = {}
     seed = 0
     for items, chunk in batches(test, spec):
-        image = method._normalised(chunk.batch.image, chunk.batch.mask)
+        image = method._prepared(chunk.batch).image
         for i, item in enumerate(items):
             one, mask = image[i : i + 1], chunk.batch.mask[i : i + 1]
             label = None
@@ -164,6 +166,7 @@ def of_volumes(
     return result
 
 
+@torch.no_grad()
 def add(
     into: dict[str, PixelEvaluator],
     item: Item,
@@ -174,7 +177,8 @@ def add(
     controls: VoxelControls,
 ) -> None:
     """One volume by every scorer; voxels outside of the object have the lowest score of all."""
-    maps = {name: one._judge(image, mask).map[0] for name, one in every.items()}
+    batch = Batch(image, (item.id,), mask)
+    maps = {name: one._judge(batch).map[0] for name, one in every.items()}
     for name, values in (maps | controls.maps(image[0])).items():
         full = torch.where(mask[0], values, values[mask[0]].min()).numpy()
         evaluator = into.setdefault(name, PixelEvaluator())

@@ -312,8 +312,8 @@ def _check_header(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt"):
-            pass  # its header and the file's length agree
+        with safe_open(path, framework="pt") as file:
+            file.keys()  # to open it was the check: that its header and the file's length agree
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"the cached weights {path} are damaged ({error}): delete this file so that it is "

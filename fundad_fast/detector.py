@@ -83,6 +83,15 @@ class Detector:
 
     method: ClassVar[type[Method]]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass without a docstring has this one, which then names its method."""
+        super().__init_subclass__(**options)
+        if cls.__doc__ is None:
+            cls.__doc__ = (Detector.__doc__ or "").replace(
+                "Use a subclass, such as :class:`ReSAD`.",
+                f"The method is {cls.__name__}, see :class:`fundad_fast.methods.{cls.__name__}`.",
+            )
+
     def __init__(
         self,
         preset: str = "default",
@@ -377,45 +386,31 @@ class Detector:
         return self.bundle_
 
 
-def _doc_of(method: str) -> str:
-    return (Detector.__doc__ or "").replace(
-        "Use a subclass, such as :class:`ReSAD`.",
-        f"The method is {method}, see :class:`fundad_fast.methods.{method}`.",
-    )
-
-
 class ReSAD(Detector):
-    __doc__ = _doc_of("ReSAD")
     method = methods.ReSAD
 
 
 class PatchCore(Detector):
-    __doc__ = _doc_of("PatchCore")
     method = methods.PatchCore
 
 
 class ManyTasks(Detector):
-    __doc__ = _doc_of("ManyTasks")
     method = methods.ManyTasks
 
 
 class ProxyAno(Detector):
-    __doc__ = _doc_of("ProxyAno")
     method = methods.ProxyAno
 
 
 class Autoencoder(Detector):
-    __doc__ = _doc_of("Autoencoder")
     method = methods.Autoencoder
 
 
 class ReSynthDetect(Detector):
-    __doc__ = _doc_of("ReSynthDetect")
     method = methods.ReSynthDetect
 
 
 class DIA(Detector):
-    __doc__ = _doc_of("DIA")
     method = methods.DIA
 
 

@@ -219,7 +219,7 @@ def test_what_is_made_of_a_fundus_is_black_outside_it():
 
 def first_losses(**settings):
     made = fit_on(Autoencoder, batches(6), max_steps=1, **settings)
-    return {k: float(v) for k, v in made._history[-1].items()}
+    return {k: float(v) for k, v in made._histories[made.name][-1].items()}
 
 
 def test_what_each_kind_of_autoencoder_adds_to_the_loss():

@@ -398,15 +398,17 @@ def test_a_fit_killed_in_its_second_stage_ends_with_the_same_weights(tmp_path):
 def test_refusals_say_what_to_do():
     with pytest.raises(ConfigError, match="no healthy image"):
         fit_on([])
-    with pytest.raises(ConfigError, match="1 healthy image to learn from.*a few dozen"):
+    with pytest.raises(ConfigError, match="one healthy image to learn from.*a few dozen"):
         fit_on(eyes(1))
     with pytest.raises(ConfigError, match="2 healthy images"):
         fit_on(eyes(2))
     same = [Batch(eyes(1)[0].image, (str(i),), eyes(1)[0].mask) for i in range(4)]
     with pytest.raises(ConfigError, match="all the same"):
         fit_on(same)
-    with pytest.raises(ConfigError, match="one or three channels"):
+    with pytest.raises(ConfigError, match="resynth takes images, no volumes"):
         fit_on(volumes(4))
+    with pytest.raises(ConfigError, match="one or three channels"):
+        fit_on([Batch(torch.rand(1, 2, 32, 32), (str(i),)) for i in range(4)])
     with pytest.raises(ConfigError, match="leave out weights"):
         ReSynthDetect(make_config(ReSynthDetect), weights="resnet18.safetensors")
     with pytest.raises(RuntimeError, match="not fitted"):

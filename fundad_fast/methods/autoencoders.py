@@ -18,14 +18,9 @@ from ..synthetic.pseudo_anomalies import PasteSettings, paste_patches
 from ..training import Turn
 from ._base import touched
 from .image_store import ImageStore
-from .reconstruction import (
-    Networks,
-    Reconstruction,
-    ReconstructionRecipe,
-    adam,
-    mean_inside,
-)
+from .reconstruction import Reconstruction, ReconstructionRecipe, adam, mean_inside
 from .reconstruction_config import ReconstructionConfig
+from .trained import Networks
 
 Kind = Literal["plain", "vae", "cevae", "aeu", "memae"]
 KINDS: tuple[Kind, ...] = ("plain", "vae", "cevae", "aeu", "memae")

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,35 +13,24 @@ from torch import Tensor
 from ..batch import Batch, Scores
 from ..diffusion import Denoiser, denoiser_of, load_denoiser, make_denoiser
 from ..nets import ContrastNet
-from ..progress import Progress
 from ..synthetic import blurred, dissolve
 from ..synthetic.dissolving import to_resolution
-from ..training import (
-    History,
-    LoopSettings,
-    Outcome,
-    Team,
-    as_csv,
-    draw_curves,
-    seed_of,
-    train,
-)
-from ._base import ConfigError, Method, Plan, State, spread
+from ..training import LoopSettings, Outcome, seed_of
+from ._base import ConfigError, Plan, State, spread
 from .dia_config import DIAConfig
 from .dia_presets import PRESETS
 from .dia_training import ContrastRecipe, DenoisingRecipe, Dissolve
-from .holding_out import held_out, kept_and_apart
 from .image_store import ImageStore
 from .normalise import black_outside
-from .portions import Portion, in_portions
 from .shift_scores import Axes, scoring_views, view_features
+from .trained import Networks, TrainedMethod, Work, key_of, parameters_of, told, under
 
 _DIFFUSION, _CONTRAST = "diffusion", "contrast"
 # Starts of the settings that the diffusion model's training depends on.
 _OF_DIFFUSION = ("diffusion_", "ema", "resolution", "seed", "image_size", "channels", "fov")
 
 
-class DIA(Method):
+class DIA(TrainedMethod):
     """Contrasts healthy images with versions that one step of a diffusion model has dissolved.
 
     Source: Shi et al.: "Dissolving is amplifying: towards fine-grained anomaly detection", with the
@@ -55,8 +42,7 @@ class DIA(Method):
     Two things differ from the public code. The diffusion model sees images in the range it was
     trained on (``compat_no_rescale`` brings the code's range back). And the weights are those of
     the last epoch: the code keeps those of the best AUROC on the test set, which leaks; published
-    figures were chosen so. For thresholds, where no split ``val`` is given, one fold of the healthy
-    images is left out of everything. Our design.
+    figures were chosen so.
 
     Presets: ``paper`` has the published settings, ``default`` and ``quick`` are smaller and ours.
     ``csi`` is ``default`` without dissolving, which is the method that DIA builds on, and ``blur``
@@ -68,8 +54,8 @@ class DIA(Method):
     """
 
     name: ClassVar[str] = "dia"
-    trains: ClassVar[bool] = True
-    reading: ClassVar[str] = "images"
+    takes_weights: ClassVar[bool] = True
+    called: ClassVar[str | None] = "training"
     meaning: ClassVar[str] = (
         "Scores are CSI's, negated: minus the nearness to healthy images and minus the sureness of "
         "the shift, each about 1 for healthy ones before that; not clamped"
@@ -84,77 +70,42 @@ class DIA(Method):
             raise ConfigError(
                 f"dissolve={config.dissolve} has no diffusion model; leave out weights"
             )
-        self._net: ContrastNet | None = None
+        self._given: Denoiser | None = None
         self._axes: Axes | None = None
         self._denoiser: Denoiser | None = None
         self._kept_denoiser: dict[str, Tensor] = {}
-        self._images = Portion("images")
-        self._histories: dict[str, History] = {}
-        self.facts: dict[str, Any] = {}
 
     # -- learning --------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        train: Iterable[Batch],
-        *,
-        val: Iterable[Batch] | None = None,
-        external: Iterable[Batch] | None = None,
-        folds: Mapping[str, int] | None = None,
-        scratch: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Train the diffusion model, then the contrast; remember what healthy images look like.
-
-        Of ``folds`` the lowest is held out; ``val`` and ``external`` are not used. See
-        ``Method.fit``.
+    def _before(self) -> None:
+        """Refuse a folder of weights that cannot be read, or a package that is missing.
 
         Raises:
-            ConfigError: too few images, or images that are all the same.
             WeightsError: diffusers is not installed, or ``weights`` is no model of it.
-            TrainingError: training failed.
         """
-        c = self.config
-        # Before hours of work: a folder that cannot be read, a package that is missing.
-        given = None if self.weights is None else load_denoiser(self.weights)
-        team = Team(self.device)
-        self.to(team.device)
-        kept, apart = kept_and_apart(train, folds, c.memory_budget, black_outside)
-        self._check(kept)
+        self._given = None if self.weights is None else load_denoiser(self.weights)
+
+    def _learn(self, work: Work) -> None:
+        """Train the diffusion model, then the contrast; remember what healthy images look like."""
+        given, kept = self._given, work.store
         if given is not None and given.channels not in (3, kept.shape[0]):
             raise ConfigError(
                 f"{self.weights} takes images of {given.channels} channels, these have "
                 f"{kept.shape[0]}"
             )
-        self._histories, self.facts = {}, {}
-        if c.dissolve == "diffusion":
-            self._denoiser = given or self._train_denoiser(kept, team, scratch, progress)
+        if self.config.dissolve == "diffusion":
+            self._denoiser = given or self._train_denoiser(work)
             self._denoiser.to(self.device).eval().requires_grad_(False)
-        self._net = self._train_contrast(kept, team, scratch, progress)
+            self.facts["denoiser"] = self._denoiser.config
+        self._nets["net"] = self._train_contrast(work)
         self._axes = Axes.of(*self._walked(kept))
         self.facts |= {
-            "images": len(kept),
-            "held_out": len(apart),
-            "shape": list(kept.shape),
             "dissolves": self._said_of_dissolving(given is not None),
             "selection": "weights of the last step; no labelled image was looked at",
         }
-        if self._denoiser is not None:
-            self.facts["denoiser"] = self._denoiser.config
-        self.held_out_ = held_out(apart, self._score, self.device) if len(apart) else None
-        return self
 
-    def _check(self, store: ImageStore) -> None:
-        if not len(store):
-            raise ConfigError("no healthy image to learn from")
-        if len(store.shape) != 3:
-            raise ConfigError(f"images of shape {list(store.shape)}: want two axes, no volumes")
-        if len(store) == 1:
-            raise ConfigError("one healthy image to learn from; give at least a few dozen")
-        if store.all_alike():
-            raise ConfigError(
-                f"the {len(store)} healthy images are all the same; give different ones"
-            )
+    def _prepared(self, batch: Batch) -> Batch:
+        return black_outside(batch)
 
     def _said_of_dissolving(self, given: bool) -> str:
         c = self.config
@@ -166,10 +117,8 @@ class DIA(Method):
         whose = "given" if given else f"trained here ({c.diffusion_weights} weights)"
         return f"diffusion model of {self._denoiser.resolution} pixels, {whose}"
 
-    def _train_denoiser(
-        self, store: ImageStore, team: Team, scratch: Path | None, progress: Progress | None
-    ) -> Denoiser:
-        c = self.config
+    def _train_denoiser(self, work: Work) -> Denoiser:
+        c, store = self.config, work.store
         small = ImageStore(c.memory_budget)
         for number in range(len(store)):
             one = store.get([number], torch.device("cpu"))
@@ -180,15 +129,9 @@ class DIA(Method):
             max_steps=c.diffusion_steps,
             seed=seed_of(c.seed, 0, 1),
         )
-        recipe = DenoisingRecipe(c, net.to(team.device), small)
-        outcome = train(
-            recipe,
-            settings,
-            team,
-            folder=self._folder(scratch, store, _DIFFUSION),
-            progress=progress,
-            name=_DIFFUSION,
-        )
+        recipe = DenoisingRecipe(c, net.to(work.team.device), small)
+        folder = self._folder(work, _DIFFUSION)
+        outcome = self._train(work, _DIFFUSION, recipe, settings, folder)
         self._note(_DIFFUSION, outcome, net)
         net.load_state_dict(outcome.weights["ema" if c.diffusion_weights == "ema" else "net"])
         return net
@@ -210,29 +153,20 @@ class DIA(Method):
         c = self.config
         return ContrastNet(channels, stem=c.stem, width=c.width, projection=c.projection)
 
-    def _train_contrast(
-        self, store: ImageStore, team: Team, scratch: Path | None, progress: Progress | None
-    ) -> ContrastNet:
-        c = self.config
+    def _train_contrast(self, work: Work) -> ContrastNet:
+        c, store = self.config, work.store
         with torch.random.fork_rng([]):
             torch.manual_seed(seed_of(c.seed, 1))
             net = self._new_net(store.shape[0])
         steps = self._steps(len(store))
-        recipe = ContrastRecipe(c, net.to(team.device), store, self._dissolver(), steps)
+        recipe = ContrastRecipe(c, net.to(work.team.device), store, self._dissolver(), steps)
         settings = LoopSettings(
             batch_size=c.train_batch,
             max_steps=steps,
             precision=c.precision,
             seed=seed_of(c.seed, 1, 1),
         )
-        outcome = train(
-            recipe,
-            settings,
-            team,
-            folder=self._folder(scratch, store, _CONTRAST),
-            progress=progress,
-            name=_CONTRAST,
-        )
+        outcome = self._train(work, _CONTRAST, recipe, settings, self._folder(work, _CONTRAST))
         self._note(_CONTRAST, outcome, net)
         net.load_state_dict(outcome.weights["net"])
         return net.eval().requires_grad_(False)
@@ -268,28 +202,20 @@ class DIA(Method):
         return self._denoiser
 
     def _note(self, name: str, outcome: Outcome, net: torch.nn.Module) -> None:
-        self._histories[name] = outcome.history
-        self.facts[name] = {
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "steps": outcome.steps,
-            "seconds": round(outcome.seconds, 1),
-        }
+        self.facts[name] = {"parameters": parameters_of({name: net}), **told(outcome)}
 
-    def _folder(self, scratch: Path | None, store: ImageStore, training: str) -> Path | None:
+    def _folder(self, work: Work, training: str) -> Path | None:
         """Where a training is kept: work of other settings or images is not gone on with.
 
         The diffusion model does not depend on the settings of the contrast, so that a second fit
         with others of those finds it made.
         """
-        if scratch is None:
-            return None
         settings = self.config.model_dump(mode="json")
         if training == _DIFFUSION:
             settings = {k: v for k, v in settings.items() if k.startswith(_OF_DIFFUSION)}
         weights = None if self.weights is None else str(self.weights)
-        what = [settings, weights, store.ids, store.shape]
-        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return scratch / f"{training}-{key}"
+        key = key_of(settings, weights, work.store.ids, work.store.shape)
+        return work.folder(f"{training}-{key}")
 
     def _walked(self, store: ImageStore) -> tuple[Tensor, Tensor]:
         parts = [
@@ -301,26 +227,17 @@ class DIA(Method):
 
     # -- judging ---------------------------------------------------------------------------------
 
-    def score(self, batch: Batch) -> Scores:
-        """CSI's score, negated; see ``Method.score``. Source: METHODS.md D.6."""
-        if self._net is None:
-            raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        batch = black_outside(batch)
-        parts = in_portions(lambda part: self._score(batch[part]), len(batch), self._images)
-        maps = [part.map for part in parts if part.map is not None]
-        return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
-
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._net is not None
+        net = self._nets["net"]
+        assert isinstance(net, ContrastNet)
         views = scoring_views(self.config.views, self.config.view_scale)
-        return view_features(self._net, image, views, self.config.shift)
+        return view_features(net, image, views, self.config.shift)
 
-    @torch.no_grad()
-    def _score(self, batch: Batch) -> Scores:
+    def _judge(self, batch: Batch) -> Scores:
+        """CSI's score, negated. Source: METHODS.md D.6."""
         assert self._axes is not None
-        image = batch.image.to(self.device, non_blocking=True)
-        normal = self._axes.normality(*self._features(image))
-        map = self._map(image, batch.mask) if self.config.map == "dissolve" else None
+        normal = self._axes.normality(*self._features(batch.image))
+        map = self._map(batch.image, batch.mask) if self.config.map == "dissolve" else None
         return Scores(-normal.float(), map)
 
     def _map(self, image: Tensor, mask: Tensor | None) -> Tensor:
@@ -329,41 +246,30 @@ class DIA(Method):
         assert change is not None
         t = torch.full((len(image),), self.config.map_t)
         found = (image - change(image, t)).abs().mean(1)
-        return found if mask is None else spread(found, mask.to(found.device))
+        return found if mask is None else spread(found, mask)
 
     # -- keeping ---------------------------------------------------------------------------------
 
     def state(self) -> State:
-        if self._net is None or self._axes is None:
-            raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        weights = {f"net/{k}": v.cpu() for k, v in self._net.state_dict().items()}
+        state = super().state()
         tensors = self._kept_denoiser
         if self._denoiser is not None:
             tensors = self._denoiser.state_dict()
-        weights |= {f"denoiser/{k}": v.cpu() for k, v in tensors.items()}
+        state.weights |= {f"denoiser/{k}": v.cpu() for k, v in tensors.items()}
+        assert self._axes is not None
         axes = self._axes
-        bank = {"axes": axes.bank.cpu(), "w_sim": axes.sim.cpu(), "w_shi": axes.shi.cpu()}
-        return State(weights, bank, self.facts)
+        state.bank = {"axes": axes.bank.cpu(), "w_sim": axes.sim.cpu(), "w_shi": axes.shi.cpu()}
+        return state
 
     @classmethod
     def from_state(cls, config: Any, state: State) -> Self:
-        self = cls(config)
-        self.facts = state.facts
-        self._net = self._new_net(state.facts["shape"][0])
-        self._net.load_state_dict(_under("net/", state.weights))
-        self._net.eval().requires_grad_(False)
+        self = super().from_state(config, state)
         self._axes = Axes(state.bank["axes"], state.bank["w_sim"], state.bank["w_shi"])
-        self._kept_denoiser = _under("denoiser/", state.weights)
+        self._kept_denoiser = under("denoiser/", state.weights)
         return self
 
-    def files(self) -> dict[str, bytes]:
-        rows = [{"training": name, **row} for name, rows in self._histories.items() for row in rows]
-        if not rows:
-            return {}
-        return {
-            "training.csv": as_csv(rows).encode(),
-            "training.svg": draw_curves(self._histories).encode(),
-        }
+    def _unfilled(self, facts: Mapping[str, Any]) -> Networks:
+        return {"net": self._new_net(facts["shape"][0]).requires_grad_(False)}
 
     def summary(self) -> str:
         steps = self.facts[_CONTRAST]["steps"]
@@ -371,9 +277,8 @@ class DIA(Method):
 
     def to(self, device: torch.device | str) -> Self:
         super().to(device)
-        for net in (self._net, self._denoiser):
-            if net is not None:
-                net.to(self.device)
+        if self._denoiser is not None:
+            self._denoiser.to(self.device)
         if self._axes is not None:
             self._axes = self._axes.to(self.device)
         return self
@@ -383,7 +288,3 @@ class DIA(Method):
 
         used = images - (images // folds if folds else 0)
         return plan_fit(self, images, used, self._steps(used))
-
-
-def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..synthetic import SHIFTS
 from ._base import Plan
+from .timing import seconds_of
 
 if TYPE_CHECKING:
     from .dia import DIA
@@ -23,8 +22,8 @@ def plan_fit(method: DIA, images: int, used: int, steps: int) -> Plan:
     net = method._new_net(3).to(device)
     few = min(rows, 24)
     x = torch.rand(few, 3, c.image_size, c.image_size, device=device)
-    per_step = _timed(lambda: sum(v.mean() for v in net(x)).backward(), device) / few * rows
-    per_view = _timed(lambda: net(x), device) / few
+    per_step = seconds_of(lambda: sum(v.mean() for v in net(x)).backward(), device) / few * rows
+    per_view = seconds_of(lambda: net(x), device) / few
     size = sum(p.numel() for p in net.parameters())
     seconds = steps * per_step + used * SHIFTS * c.views * per_view
     lines = [
@@ -36,7 +35,7 @@ def plan_fit(method: DIA, images: int, used: int, steps: int) -> Plan:
         few = min(c.diffusion_batch, 16)
         small = torch.rand(few, 3, c.resolution, c.resolution, device=device)
         t = torch.zeros(few, dtype=torch.int64, device=device)
-        each = _timed(lambda: denoiser(small, t).mean().backward(), device) / few
+        each = seconds_of(lambda: denoiser(small, t).mean().backward(), device) / few
         batch = min(c.diffusion_batch, used)
         seconds += c.diffusion_steps * each * batch + steps * SHIFTS * c.train_batch * each / 3
         parameters = sum(p.numel() for p in denoiser.parameters())
@@ -58,18 +57,3 @@ def plan_fit(method: DIA, images: int, used: int, steps: int) -> Plan:
         seconds=seconds,
         lines=tuple(lines),
     )
-
-
-def _timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second call; the first one warms up."""
-    call()
-    _wait(device)
-    began = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -45,6 +45,7 @@ def picked(batch: Batch, numbers: list[int]) -> Batch:
     return Batch(batch.image[numbers], tuple(batch.id[i] for i in numbers), mask)
 
 
+@torch.no_grad()
 def held_out(
     store: ImageStore,
     judge: Callable[[Batch], Scores],
@@ -55,7 +56,7 @@ def held_out(
 
     Args:
         store: the images, at least one.
-        judge: the fitted method.
+        judge: the fitted method; called without gradients.
         device: where it is.
         unseen: goes on after "images that", for the rule that is kept.
     """

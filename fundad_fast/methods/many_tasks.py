@@ -3,45 +3,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 import warnings
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..batch import Batch, Scores
 from ..nets import UNet
-from ..progress import Progress
 from ..synthetic import embedded_external
-from ..training import (
-    History,
-    LoopSettings,
-    Outcome,
-    Team,
-    as_csv,
-    draw_curves,
-    seed_of,
-    train,
-)
-from ._base import ConfigError, HeldOut, Method, Plan, State, spread
-from .holding_out import held_out, kept_and_apart
+from ..training import LoopSettings, Outcome, seed_of
+from ._base import ConfigError, Plan
 from .image_store import ImageStore
 from .many_tasks_config import PRESETS, ManyTasksConfig
 from .normalise import normalised
-from .portions import Portion, in_portions
 from .task_folds import TaskFold, task_folds
 from .task_training import TaskRecipe
+from .timing import seconds_of
+from .trained import Networks, TrainedMethod, Work, inside_means, key_of, parameters_of, told
 
 _LEAST_SIDE = 16  # of the tasks
 
 
-class ManyTasks(Method):
+class ManyTasks(TrainedMethod):
     """Segments synthetic anomalies; each model validates on kinds of them that it never saw.
 
     Source: Baugh, Tan, Müller, Dombrowski, Batten, Kainz: "Many tasks make light work: learning to
@@ -50,9 +35,11 @@ class ManyTasks(Method):
 
     The weights kept are those of the best validation. Scores are raw outputs, averaged over the
     models: about 0 where nothing is abnormal, about 1 where much is, and not clipped. The image's
-    is the mean over the pixels (inside the mask). For thresholds, where no split ``val`` is given,
-    one fold of the healthy images is left out of training and validation altogether: refits of
-    every fold, as the memory banks do, would take as many times as long. Our design.
+    is the mean over the pixels (inside the mask). Images for thresholds are left out of validation
+    too.
+
+    ``external`` are images of another kind for the task ``inter``; without them it takes everyday
+    pictures in 2-D, and images of parts that the model does not train on in 3-D.
 
     Presets: ``paper-cxr`` and ``paper-brain`` are the published settings; ``paper`` is the first of
     them. ``default`` is a smaller network for fewer steps, ``quick`` a first look in minutes on two
@@ -61,9 +48,11 @@ class ManyTasks(Method):
     """
 
     name: ClassVar[str] = "manytasks"
-    trains: ClassVar[bool] = True
     takes_external: ClassVar[bool] = True
-    reading: ClassVar[str] = "images"
+    unseen: ClassVar[str] = "no model was trained or validated on"
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    why_more: ClassVar[str] = "the tasks take from one image to put into another"
+    called: ClassVar[str | None] = "model"
     meaning: ClassVar[str] = (
         "Scores are the mean of the networks' raw outputs, about 0 for healthy and 1 for abnormal "
         "pixels, not clamped"
@@ -72,81 +61,37 @@ class ManyTasks(Method):
     config: ManyTasksConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
-    def __init__(self, config: ManyTasksConfig, *, weights: str | Path | None = None) -> None:
-        super().__init__(config, weights=weights)
-        if weights is not None:
-            raise ConfigError(f"{self.name} has no pretrained backbone; leave out weights")
-        self._nets: dict[int, UNet] = {}
-        self._images = Portion("images")
-        self._histories: dict[str, History] = {}
-        self.facts: dict[str, Any] = {}
-
     # -- learning --------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        train: Iterable[Batch],
-        *,
-        val: Iterable[Batch] | None = None,
-        external: Iterable[Batch] | None = None,
-        folds: Mapping[str, int] | None = None,
-        scratch: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Train the models one after the other.
-
-        ``external`` are images of another kind for the task ``inter``; without them it takes
-        everyday pictures in 2-D, and images of parts that the model does not train on in 3-D. Of
-        ``folds`` the lowest is held out; ``val`` is not used. See ``Method.fit``.
-
-        Raises:
-            ConfigError: too few images, images that are all the same, or that are too small.
-            TrainingError: training failed.
-        """
-        c = self.config
-        team = Team(self.device)
-        self.to(team.device)
-        kept, apart = kept_and_apart(train, folds, c.memory_budget, self._prepared)
-        self._check(kept)
-        foreign = self._foreign(external, kept.shape)
-        scheme = task_folds(c.tasks, c.train_tasks, len(kept))
-        self._nets, self._histories, models = {}, {}, []
-        for fold in scheme if c.models is None else [scheme[number] for number in c.models]:
-            outcome = self._train(fold, kept, foreign, team, scratch, progress)
+    def _learn(self, work: Work) -> None:
+        """Train the models one after the other."""
+        kept = work.store
+        foreign = self._foreign(work.external, kept.shape)
+        models = []
+        for fold in self._wanted(len(kept)):
+            outcome = self._train_model(fold, foreign, work)
             net = self._net(kept.shape)
             net.load_state_dict(outcome.weights["net"])
-            self._nets[fold.number] = net.to(self.device).eval()
-            self._histories[_title(fold)] = outcome.history
+            self._nets[str(fold.number)] = net.to(self.device).eval()
             models.append(_told(fold, outcome))
-        self.facts = {
-            "images": len(kept),
-            "held_out": len(apart),
-            "shape": list(kept.shape),
-            "parameters": sum(p.numel() for p in next(iter(self._nets.values())).parameters()),
-            "external": self._said_of(external, kept.shape),
+        self.facts |= {
+            "parameters": parameters_of(self._nets) // len(models),
+            "external": self._said_of(work.external, kept.shape),
             "models": models,
         }
-        self.held_out_ = self._hold_out(apart) if len(apart) else None
-        return self
+
+    def _wanted(self, images: int) -> Sequence[TaskFold]:
+        """The models to train."""
+        scheme = task_folds(self.config.tasks, self.config.train_tasks, images)
+        numbers = self.config.models
+        return scheme if numbers is None else [scheme[number] for number in numbers]
 
     def _prepared(self, batch: Batch) -> Batch:
-        return Batch(self._normalised(batch.image, batch.mask), batch.id, batch.mask)
-
-    def _normalised(self, image: Tensor, mask: Tensor | None) -> Tensor:
-        return normalised(image, mask, self.config.normalise)
+        image = normalised(batch.image, batch.mask, self.config.normalise)
+        return Batch(image, batch.id, batch.mask)
 
     def _check(self, store: ImageStore) -> None:
-        if not len(store):
-            raise ConfigError("no healthy image to learn from")
-        if len(store) == 1:
-            raise ConfigError(
-                "one healthy image to learn from; the tasks take from one image to put into "
-                "another: give at least a few dozen"
-            )
-        if store.all_alike():
-            raise ConfigError(
-                f"the {len(store)} healthy images are all the same; give different ones"
-            )
+        super()._check(store)
         least = max(self._net(store.shape).least_side(), _LEAST_SIDE)
         if min(store.shape[1:]) < least:
             raise ConfigError(
@@ -187,13 +132,13 @@ class ManyTasks(Method):
                 (shape[1], shape[2]), shape[0], value_range=(0, 1), equalise=equalise
             )
             ids = tuple(f"picture {i}" for i in range(len(pictures)))
-            store.add(Batch(self._normalised(pictures, None), ids))
+            store.add(self._prepared(Batch(pictures, ids)))
         else:
             warnings.warn(
                 "no external volumes for the task inter: it takes from healthy volumes that the "
                 "model does not train on; give external to take from another kind",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return store if len(store) else None
 
@@ -206,73 +151,35 @@ class ManyTasks(Method):
             return "everyday pictures of scikit-image"
         return "healthy volumes that the model does not train on (none of another kind were given)"
 
-    def _train(
-        self,
-        fold: TaskFold,
-        store: ImageStore,
-        foreign: ImageStore | None,
-        team: Team,
-        scratch: Path | None,
-        progress: Progress | None,
-    ) -> Outcome:
-        c = self.config
+    def _train_model(self, fold: TaskFold, foreign: ImageStore | None, work: Work) -> Outcome:
+        c, store = self.config, work.store
         with torch.random.fork_rng([]):
             torch.manual_seed(seed_of(c.seed, fold.number))
             net = self._net(store.shape)
-        return train(
-            TaskRecipe(c, net.to(team.device), fold, store, foreign),
-            LoopSettings(
-                batch_size=c.train_batch,
-                max_steps=c.max_steps,
-                max_epochs=c.max_epochs,
-                patience=c.patience,
-                validate_every=c.validate_every,
-                validate_alike=c.validate_alike,
-                clip=c.clip,
-                precision=c.precision,
-                seed=seed_of(c.seed, fold.number, 1),
-            ),
-            team,
-            folder=None if scratch is None else scratch / self._key(store) / f"model-{fold.number}",
-            progress=progress,
-            name=_title(fold),
+        settings = LoopSettings(
+            batch_size=c.train_batch,
+            max_steps=c.max_steps,
+            max_epochs=c.max_epochs,
+            patience=c.patience,
+            validate_every=c.validate_every,
+            validate_alike=c.validate_alike,
+            clip=c.clip,
+            precision=c.precision,
+            seed=seed_of(c.seed, fold.number, 1),
         )
-
-    def _key(self, store: ImageStore) -> str:
-        """Names the scratch folder: work of other settings or images is not gone on with."""
-        what = [self.config.model_dump(mode="json", exclude={"models"}), store.ids]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _hold_out(self, store: ImageStore) -> HeldOut:
-        unseen = "no model was trained or validated on"
-        return held_out(store, lambda one: self._judge(one.image, one.mask), self.device, unseen)
+        recipe = TaskRecipe(c, net.to(work.team.device), fold, store, foreign)
+        key = key_of(c.model_dump(mode="json", exclude={"models"}), store.ids)
+        folder = work.folder(key, f"model-{fold.number}")
+        return self._train(work, _title(fold), recipe, settings, folder)
 
     # -- judging ---------------------------------------------------------------------------------
 
-    def score(self, batch: Batch) -> Scores:
-        """Mean of the models' raw outputs; see ``Method.score``. Source: METHODS.md C.6."""
-        if not self._nets:
-            raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        parts = in_portions(lambda part: self._score(batch[part]), len(batch), self._images)
-        maps = [part.map for part in parts if part.map is not None]
-        return Scores(torch.cat([part.image for part in parts]), torch.cat(maps))
-
-    def _score(self, batch: Batch) -> Scores:
-        image = batch.image.to(self.device, non_blocking=True)
-        mask = None if batch.mask is None else batch.mask.to(self.device, non_blocking=True)
-        return self._judge(self._normalised(image, mask), mask)
-
-    @torch.no_grad()
-    def _judge(self, image: Tensor, mask: Tensor | None) -> Scores:
-        """Scores of normalised images."""
-        total = torch.zeros_like(image[:, 0])
+    def _judge(self, batch: Batch) -> Scores:
+        """Mean of the models' raw outputs. Source: METHODS.md C.6."""
+        total = torch.zeros_like(batch.image[:, 0])
         for net in self._nets.values():
-            total += net(image)[:, 0]
-        full = total / len(self._nets)
-        if mask is None:
-            return Scores(full.flatten(1).mean(1), full)
-        inside = full.masked_fill(~mask, 0).flatten(1).sum(1)
-        return Scores(inside / mask.flatten(1).sum(1).clamp_min(1), spread(full, mask))
+            total += net(batch.image)[:, 0]
+        return inside_means(total / len(self._nets), batch.mask)
 
     def only(self, *numbers: int) -> Self:
         """The same method with some of its models alone, by their numbers.
@@ -280,66 +187,30 @@ class ManyTasks(Method):
         Raises:
             ConfigError: a model that is not there.
         """
-        missing = [n for n in numbers if n not in self._nets]
+        missing = [n for n in numbers if str(n) not in self._nets]
         if missing or not numbers:
-            raise ConfigError(f"no model {missing}; there are {', '.join(map(str, self._nets))}")
+            raise ConfigError(f"no model {missing}; there are {', '.join(self._nets)}")
         settings = {**self.config.model_dump(), "models": numbers}
         some = type(self)(self.Config(**settings)).to(self.device)
-        some._nets = {n: self._nets[n] for n in numbers}
+        some._nets = {str(n): self._nets[str(n)] for n in numbers}
         models = [m for m in self.facts["models"] if m["number"] in numbers]
         some.facts = {**self.facts, "models": models}
         return some
 
     # -- keeping ---------------------------------------------------------------------------------
 
-    def state(self) -> State:
-        weights = {
-            f"{number}/{key}": value.cpu()
-            for number, net in self._nets.items()
-            for key, value in net.state_dict().items()
-        }
-        return State(weights, {}, self.facts)
-
-    @classmethod
-    def from_state(cls, config: Any, state: State) -> Self:
-        self = cls(config)
-        self.facts = state.facts
-        for model in state.facts["models"]:
-            start = f"{model['number']}/"
-            net = self._net(tuple(state.facts["shape"]))
-            net.load_state_dict(
-                {k.removeprefix(start): v for k, v in state.weights.items() if k.startswith(start)}
-            )
-            self._nets[model["number"]] = net.eval()
-        return self
-
-    def files(self) -> dict[str, bytes]:
-        rows = [
-            {"model": name, **row} for name, history in self._histories.items() for row in history
-        ]
-        if not rows:
-            return {}
-        return {
-            "training.csv": as_csv(rows).encode(),
-            "training.svg": draw_curves(self._histories).encode(),
-        }
+    def _unfilled(self, facts: Mapping[str, Any]) -> Networks:
+        return {str(model["number"]): self._net(tuple(facts["shape"])) for model in facts["models"]}
 
     def summary(self) -> str:
         models = self.facts["models"]
         steps = ", ".join(str(m["best_step"]) for m in models)
         return f"{len(models)} models, best after {steps} steps"
 
-    def to(self, device: torch.device | str) -> Self:
-        super().to(device)
-        for net in self._nets.values():
-            net.to(self.device)
-        return self
-
     def plan(self, images: int, folds: int) -> Plan:
         c = self.config
         used = images - (images // folds if folds else 0)
-        scheme = task_folds(c.tasks, c.train_tasks, used)
-        wanted = scheme if c.models is None else [scheme[i] for i in c.models]
+        wanted = self._wanted(used)
         number, most = len(wanted), c.max_epochs or c.max_steps
         epochs = [max(1, len(fold.train) // c.train_batch) for fold in wanted]
         steps = [min(c.max_steps, most * epoch) for epoch in epochs]
@@ -349,15 +220,10 @@ class ManyTasks(Method):
             else (1 if c.channels == "grey" else 3, c.image_size, c.image_size)
         )
         net = self._net(shape).to(self.device)
-        size = sum(p.numel() for p in net.parameters())
+        size = parameters_of({"net": net})
         few = min(c.train_batch, 2)
         x = torch.zeros(few, *shape, device=self.device)
-        net(x).mean().backward()
-        began = time.perf_counter()
-        net(x).mean().backward()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        per_step = (time.perf_counter() - began) / few * c.train_batch
+        per_image = seconds_of(lambda: net(x).mean().backward(), self.device) / few
         pixels = int(np.prod(shape[1:]))
         # Two convolutions, norms and activations per resolution on the way down and up, each kept
         # for the gradient; resolutions below the first add a half.
@@ -375,7 +241,7 @@ class ManyTasks(Method):
             memory=in_memory + activations + 20 * size + 2**29,
             disk=4 * number * size * 4 + max(0, 4 * used * shape[0] * pixels - c.memory_budget),
             bundle=4 * number * size,
-            seconds=sum(steps) * per_step,
+            seconds=sum(steps) * c.train_batch * per_image,
             lines=lines,
         )
 
@@ -391,9 +257,5 @@ def _told(fold: TaskFold, outcome: Outcome) -> dict[str, Any]:
         "val_tasks": list(fold.val_tasks),
         "train_images": len(fold.train),
         "val_images": len(fold.val),
-        "steps": outcome.steps,
-        "best_step": outcome.best_step,
-        "best_val": outcome.best_loss,
-        "ended": outcome.ended,
-        "seconds": round(outcome.seconds, 1),
+        **told(outcome),
     }

@@ -19,7 +19,8 @@ from ..training import Turn
 from ._base import touched
 from .image_store import ImageStore
 from .proxyano_config import ProxyAnoConfig
-from .reconstruction import Networks, ReconstructionRecipe, adam, cut, mean_inside
+from .reconstruction import ReconstructionRecipe, adam, cut, mean_inside
+from .trained import Networks
 
 
 class ProxyStore:

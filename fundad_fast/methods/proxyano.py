@@ -16,7 +16,8 @@ from ..synthetic.proxies import make_proxy
 from .image_store import ImageStore
 from .proxy_training import ProxyRecipe, ProxyStore
 from .proxyano_config import ProxyAnoConfig
-from .reconstruction import Networks, Reconstruction, cut
+from .reconstruction import Reconstruction, cut
+from .trained import Networks
 
 _SMALL = {
     "width": 32,

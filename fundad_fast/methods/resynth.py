@@ -3,44 +3,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import Batch, Scores
 from ..nets import Autoencoder, GuidedUNet, guidance
-from ..progress import Progress
 from ..synthetic import embedded_external
-from ..training import (
-    History,
-    LoopSettings,
-    Outcome,
-    Recipe,
-    Team,
-    as_csv,
-    draw_curves,
-    seed_of,
-    train,
-)
-from ._base import ConfigError, Method, Plan, State, spread
-from .holding_out import held_out, kept_and_apart
+from ..training import LoopSettings, Outcome, Recipe, seed_of
+from ._base import ConfigError, Plan, spread
 from .image_store import ImageStore
 from .losses import focal_loss
-from .portions import Portion, in_portions
 from .resynth_config import PRESETS, ReSynthConfig
 from .resynth_training import LocalisationStage, ReconstructionStage, steps_of
 from .tiling import tiled
+from .timing import seconds_of
+from .trained import Networks, TrainedMethod, Work, key_of, parameters_of, told
 
 
-class ReSynthDetect(Method):
+class ReSynthDetect(TrainedMethod):
     """Finds synthetic anomalies, guided by how a network reconstructs healthy images.
 
     Published is a poster: an autoencoder trained on healthy images with ‖D(E(I)) - I‖², then a
@@ -51,9 +36,11 @@ class ReSynthDetect(Method):
     reproduction.
 
     The weights kept are those of the best validation, on synthetic anomalies in healthy images that
-    are not trained on. For thresholds, where no split ``val`` is given, one fold of the healthy
-    images is left out of training and validation altogether. Scores are probabilities of the
-    proxy task, not of a disease.
+    are not trained on; images for thresholds are left out of validation too. Scores are
+    probabilities of the proxy task, not of a disease.
+
+    ``external`` are where patches come from with ``textures=external``; without them it is everyday
+    pictures.
 
     Presets: ``paper`` is what is published with DRAEM's networks and schedule, for a GPU.
     ``default`` is narrow and short enough for about an hour on two cores, ``quick`` a first look in
@@ -64,9 +51,11 @@ class ReSynthDetect(Method):
     """
 
     name: ClassVar[str] = "resynth"
-    trains: ClassVar[bool] = True
     takes_external: ClassVar[bool] = True
-    reading: ClassVar[str] = "images"
+    unseen: ClassVar[str] = "nothing was trained or validated on"
+    least: ClassVar[int] = 3
+    why_more: ClassVar[str] = "anomalies are made of other images, and some are kept for validation"
+    called: ClassVar[str | None] = "stage"
     meaning: ClassVar[str] = (
         "Scores are the network's probabilities of a synthetic anomaly, from 0 to 1"
     )
@@ -74,92 +63,41 @@ class ReSynthDetect(Method):
     config: ReSynthConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
-    def __init__(self, config: ReSynthConfig, *, weights: str | Path | None = None) -> None:
-        super().__init__(config, weights=weights)
-        if weights is not None:
-            raise ConfigError(f"{self.name} has no pretrained backbone; leave out weights")
-        self._nets: dict[str, nn.Module] = {}
-        self._images = Portion("images")
-        self._histories: dict[str, History] = {}
-        self.facts: dict[str, Any] = {}
-
     # -- learning --------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        train: Iterable[Batch],
-        *,
-        val: Iterable[Batch] | None = None,
-        external: Iterable[Batch] | None = None,
-        folds: Mapping[str, int] | None = None,
-        scratch: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Train the reconstruction, then the localisation; or both at once (``stages=joint``).
-
-        ``external`` are where patches come from with ``textures=external``; without them it is
-        everyday pictures. Of ``folds`` the lowest is held out; ``val`` is not used.
-        See ``Method.fit``.
-
-        Raises:
-            ConfigError: too few images, images that are all the same, or that are too small.
-            TrainingError: training failed.
-        """
-        c = self.config
-        team = Team(self.device)
-        self.to(team.device)
-        kept, apart = kept_and_apart(train, folds, c.memory_budget)
-        self._check(kept)
-        textures, said = self._textures(external, kept.shape)
+    def _learn(self, work: Work) -> None:
+        """Train the reconstruction, then the localisation; or both at once (``stages=joint``)."""
+        c, kept, device = self.config, work.store, work.team.device
+        textures, said = self._textures(work.external, kept.shape)
         own, other = _split(len(kept), c)
         nets = self._fresh(kept.shape[0])
-        work = None if scratch is None else scratch / self._key(kept)
-        self._histories, stages = {}, {}
+        stages = {}
         reconstruction = nets.get("reconstruction")
         if reconstruction is not None and c.stages == "two":
-            first = ReconstructionStage(c, reconstruction.to(team.device), kept, own, other)
-            outcome = self._train("reconstruction", first, team, work, progress)
+            first = ReconstructionStage(c, reconstruction.to(device), kept, own, other)
+            outcome = self._train_stage("reconstruction", first, work)
             reconstruction.load_state_dict(outcome.weights["reconstruction"])
-            stages["reconstruction"] = _told(outcome)
-        net = nets["localisation"].to(team.device)
+            stages["reconstruction"] = told(outcome)
+        net = nets["localisation"].to(device)
         if reconstruction is not None:
-            reconstruction.to(team.device)
+            reconstruction.to(device)
         recipe = LocalisationStage(c, net, reconstruction, kept, own, other, textures)
-        outcome = self._train("localisation", recipe, team, work, progress)
+        outcome = self._train_stage("localisation", recipe, work)
         for name, weights in outcome.weights.items():
             recipe.networks[name].load_state_dict(weights)
-        stages["localisation"] = _told(outcome)
+        stages["localisation"] = told(outcome)
         self._nets = {name: one.to(self.device).eval() for name, one in nets.items()}
-        self.facts = {
-            "images": len(kept),
+        self.facts |= {
             "trained_on": len(own),
             "validated_on": len(other),
-            "held_out": len(apart),
-            "shape": list(kept.shape),
-            "parameters": sum(p.numel() for one in nets.values() for p in one.parameters()),
+            "parameters": parameters_of(self._nets),
             "textures": said,
             "stages": stages,
         }
-        self.held_out_ = None
-        if len(apart):
-            unseen = "nothing was trained or validated on"
-            self.held_out_ = held_out(apart, self._judge, self.device, unseen)
-        return self
 
     def _check(self, store: ImageStore) -> None:
-        if not len(store):
-            raise ConfigError("no healthy image to learn from")
-        if len(store) < 3:
-            raise ConfigError(
-                f"{len(store)} healthy image{'s' * (len(store) > 1)} to learn from; anomalies are "
-                "made of other images, and some are kept for validation: give at least a few "
-                "dozen, or use folds=0 where so few are left because one fold is held out"
-            )
-        if store.all_alike():
-            raise ConfigError(
-                f"the {len(store)} healthy images are all the same; give different ones"
-            )
-        if len(store.shape) != 3 or store.shape[0] not in (1, 3):
+        super()._check(store)
+        if store.shape[0] not in (1, 3):
             raise ConfigError(
                 f"{self.name} takes images of one or three channels, not {list(store.shape)}"
             )
@@ -203,50 +141,26 @@ class ReSynthDetect(Method):
             )
         return nets
 
-    def _train(
-        self, stage: str, recipe: Recipe, team: Team, work: Path | None, progress: Progress | None
-    ) -> Outcome:
+    def _train_stage(self, stage: str, recipe: Recipe, work: Work) -> Outcome:
         c, first = self.config, stage == "reconstruction"
-        outcome = train(
-            recipe,
-            LoopSettings(
-                batch_size=c.train_batch,
-                max_steps=steps_of(c, recipe.images, first),
-                patience=c.patience,
-                validate_every=c.validate_every,
-                clip=c.clip,
-                precision=c.precision,
-                seed=seed_of(c.seed, 1, int(first)),
-            ),
-            team,
-            folder=None if work is None else work / stage,
-            progress=progress,
-            name=stage,
+        settings = LoopSettings(
+            batch_size=c.train_batch,
+            max_steps=steps_of(c, recipe.images, first),
+            patience=c.patience,
+            validate_every=c.validate_every,
+            clip=c.clip,
+            precision=c.precision,
+            seed=seed_of(c.seed, 1, int(first)),
         )
-        self._histories[stage] = outcome.history
-        return outcome
-
-    def _key(self, store: ImageStore) -> str:
-        """Names the scratch folder: work of other settings or images is not gone on with."""
-        what = [self.config.model_dump(mode="json"), store.ids]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        key = key_of(c.model_dump(mode="json"), work.store.ids)
+        return self._train(work, stage, recipe, settings, work.folder(key, stage))
 
     # -- judging ---------------------------------------------------------------------------------
 
-    def score(self, batch: Batch) -> Scores:
-        """Probabilities of the localisation network; see ``Method.score``."""
-        if not self._nets:
-            raise RuntimeError(f"{self.name} is not fitted; call fit, or load a bundle")
-        parts = in_portions(lambda part: self._judge(batch[part]), len(batch), self._images)
-        maps = [part.map for part in parts if part.map is not None]
-        return Scores(torch.cat([part.image for part in parts]), torch.cat(maps))
-
-    @torch.no_grad()
     def _judge(self, batch: Batch) -> Scores:
-        c = self.config
-        image = batch.image.to(self.device, non_blocking=True)
-        mask = None if batch.mask is None else batch.mask.to(self.device, non_blocking=True)
-        full = tiled(self._probabilities, image, c.tile, c.overlap)
+        """Probabilities of the localisation network."""
+        c, mask = self.config, batch.mask
+        full = tiled(self._probabilities, batch.image, c.tile, c.overlap)
         inside = full if mask is None else full.masked_fill(~mask, 0)
         return Scores(image_score(inside, mask, c), full if mask is None else spread(full, mask))
 
@@ -259,47 +173,13 @@ class ReSynthDetect(Method):
 
     # -- keeping ---------------------------------------------------------------------------------
 
-    def state(self) -> State:
-        weights = {
-            f"{name}/{key}": value.cpu()
-            for name, net in self._nets.items()
-            for key, value in net.state_dict().items()
-        }
-        return State(weights, {}, self.facts)
-
-    @classmethod
-    def from_state(cls, config: Any, state: State) -> Self:
-        self = cls(config)
-        self.facts = state.facts
-        for name, net in self._fresh(state.facts["shape"][0]).items():
-            start = f"{name}/"
-            net.load_state_dict(
-                {k.removeprefix(start): v for k, v in state.weights.items() if k.startswith(start)}
-            )
-            self._nets[name] = net.eval()
-        return self
-
-    def files(self) -> dict[str, bytes]:
-        rows = [
-            {"stage": name, **row} for name, history in self._histories.items() for row in history
-        ]
-        if not rows:
-            return {}
-        return {
-            "training.csv": as_csv(rows).encode(),
-            "training.svg": draw_curves(self._histories).encode(),
-        }
+    def _unfilled(self, facts: Mapping[str, Any]) -> Networks:
+        return self._fresh(facts["shape"][0])
 
     def summary(self) -> str:
         stages = self.facts["stages"].items()
         best = ", ".join(f"{name} best after {told['best_step']} steps" for name, told in stages)
         return f"{best}; guide {self.config.guide}"
-
-    def to(self, device: torch.device | str) -> Self:
-        super().to(device)
-        for net in self._nets.values():
-            net.to(self.device)
-        return self
 
     def plan(self, images: int, folds: int) -> Plan:
         c = self.config
@@ -310,10 +190,10 @@ class ReSynthDetect(Method):
         x = torch.rand(few, 3, side, side, device=self.device)
         lines, seconds = [], 0.0
         if c.stages == "two" and "reconstruction" in nets:
-            per_step = self._timed(lambda: nets["reconstruction"](x).square().mean(), few)
+            per_image = self._per_image(lambda: nets["reconstruction"](x).square().mean(), few)
             steps = steps_of(c, trained, True)
             lines.append(f"reconstruction: at most {steps} steps of {c.train_batch} images each")
-            seconds += steps * per_step
+            seconds += steps * c.train_batch * per_image
             nets["reconstruction"].eval().requires_grad_(False)
 
         def localise() -> Tensor:
@@ -322,14 +202,14 @@ class ReSynthDetect(Method):
                 known = guidance(nets["reconstruction"], x, c.guide)[1]
             return focal_loss(nets["localisation"](x, known), torch.zeros_like(x[:, 0]), c.tau)
 
-        per_step = self._timed(localise, few)
+        per_image = self._per_image(localise, few)
         steps = steps_of(c, trained, False)
         lines += [
             f"localisation: at most {steps} steps of {c.train_batch} images each",
             f"{trained} of {images} images to train on, the others for validation and thresholds",
             "the time is of all steps without the synthetic anomalies",
         ]
-        seconds += steps * per_step
+        seconds += steps * c.train_batch * per_image
         size = sum(p.numel() for net in nets.values() for p in net.parameters())
         pixels = 4 * used * 3 * c.image_size**2
         # About 24 maps of the first level's size and width are kept for the gradient, per network.
@@ -343,14 +223,9 @@ class ReSynthDetect(Method):
             lines=tuple(lines),
         )
 
-    def _timed(self, loss: Any, few: int) -> float:
-        """Seconds of a step, from one on few images."""
-        loss().backward()
-        began = time.perf_counter()
-        loss().backward()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return (time.perf_counter() - began) / few * self.config.train_batch
+    def _per_image(self, loss: Callable[[], Tensor], few: int) -> float:
+        """Seconds of an image in a step, from one on few images."""
+        return seconds_of(lambda: loss().backward(), self.device) / few
 
 
 def image_score(inside: Tensor, mask: Tensor | None, config: ReSynthConfig) -> Tensor:
@@ -377,13 +252,3 @@ def _split(images: int, config: ReSynthConfig) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed_of(config.seed, 2)).permutation(images)
     val = _val_count(images, config)
     return np.sort(order[val:]), np.sort(order[:val])
-
-
-def _told(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "steps": outcome.steps,
-        "best_step": outcome.best_step,
-        "best_val": outcome.best_loss,
-        "ended": outcome.ended,
-        "seconds": round(outcome.seconds, 1),
-    }
