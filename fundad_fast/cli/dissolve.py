@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Overwrite, UsageError
+from .pictures import check_png, write_png
 from .steps import told
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..data import InputSpec
     from ..diffusion import Denoiser
 
 STEPS = tuple(range(50, 401, 50))
@@ -46,10 +46,7 @@ def dissolve(
     with told(resumes=False):
         from ..data import ReadError
 
-        if output.exists() and not overwrite:
-            raise UsageError(f"{output} exists; give another -o, or --overwrite")
-        if output.suffix.lower() != ".png":
-            raise UsageError(f"-o {output}: want a name that ends in .png")
+        check_png(output, overwrite)
         if (model is None) == (weights is None):
             raise UsageError("say whose diffusion model: -m MODEL of dia, or --weights FOLDER")
         try:
@@ -67,14 +64,22 @@ def _draw(
     side: int | None,
     compat: bool,
 ) -> None:
-    import cv2
     import torch
 
+    from ..batch import Batch
+    from ..data import prepare, read_image
+    from ..methods.normalise import black_outside
     from ..synthetic import dissolve
     from ..synthetic.strip import draw_strip
 
-    net, own, compat = _model(model, weights, compat)
-    before = _read(path, side or own, net.channels)
+    net, spec, compat = _model(model, weights, compat)
+    # As the model sees its images, but of any kind: it is only a picture.
+    spec = spec.model_copy(
+        update={"image_size": side or spec.image_size, "mixed_inputs": "convert"}
+    )
+    seen = prepare(read_image(path, window=spec.window), spec)
+    mask = None if seen.mask is None else seen.mask[None]
+    before = black_outside(Batch(seen.image[None], (path.name,), mask)).image
     t = torch.tensor(steps)
     after = dissolve(
         before.expand(len(t), -1, -1, -1),
@@ -92,46 +97,36 @@ def _draw(
         title=f"{path.name}, dissolved at {net.resolution} x {net.resolution} pixels; "
         f"below: what went, from white = 0 to black = 0.25",
     )
-    done, png = cv2.imencode(".png", picture[..., ::-1])
-    if not done:
-        raise UsageError("OpenCV cannot write PNG here")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(png.tobytes())
+    write_png(picture, output)
     for step, kept, one in zip(steps, share, after, strict=True):
         moved = float((one - before[0]).abs().mean())
         print(f"t = {step}: alpha_bar {kept:.4f}, mean change {moved:.4f}")
     print(output)
 
 
-def _model(model: Path | None, weights: Path | None, compat: bool) -> tuple[Denoiser, int, bool]:
-    """The network, the side of the images that it is used on, and the range that it is handed."""
+def _model(
+    model: Path | None, weights: Path | None, compat: bool
+) -> tuple[Denoiser, InputSpec, bool]:
+    """The network, the images that it is used on, and the range that it is handed."""
     from ..bundle import load_bundle
+    from ..data import InputSpec
     from ..diffusion import load_denoiser
     from ..methods import DIA
 
     if model is None:
         assert weights is not None
-        return load_denoiser(weights).eval(), 224, compat
-    method = load_bundle(model).method
+        net = load_denoiser(weights).eval()
+        if net.channels not in (1, 3):
+            raise UsageError(
+                f"--weights {weights}: a model of {net.channels} channels; want 1 or 3"
+            )
+        spec = InputSpec(
+            image_size=224, channels="rgb" if net.channels == 3 else "grey", fov="none"
+        )
+        return net, spec, compat
+    bundle = load_bundle(model)
+    method = bundle.method
     if not isinstance(method, DIA) or method.config.dissolve != "diffusion":
         raise UsageError(f"{model} has no diffusion model; give one of dia with dissolve=diffusion")
-    return method.denoiser, method.config.image_size, compat or method.config.compat_no_rescale
-
-
-def _read(path: Path, side: int, channels: int) -> Tensor:
-    """``[1, c, s, s]`` in [0, 1] over the file's own range, as many channels as the model has."""
-    import numpy as np
-    import torch
-
-    from ..data import read_image, resize
-
-    pixels = read_image(path)
-    if (pixels == pixels[..., :1]).all():  # grey values stored as RGB
-        pixels = pixels[..., :1]
-    values = pixels.astype(np.float32)
-    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else max(values.max(), 1e-12)
-    planes = np.ascontiguousarray(np.moveaxis(values / white, -1, 0))
-    image = resize(torch.from_numpy(planes), side)[None]
-    if channels == 1:
-        return image.mean(1, keepdim=True)
-    return image.expand(-1, channels, -1, -1).contiguous()
+    compat = compat or method.config.compat_no_rescale
+    return method.denoiser, InputSpec(**bundle.input_spec), compat

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import Overwrite, Settings, UsageError, parse_settings
+from .pictures import check_png, write_png
 from .steps import told
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def tasks(
     with told(resumes=False):
         from ..data import ReadError
 
-        if output.exists() and not overwrite:
-            raise UsageError(f"{output} exists; give another -o, or --overwrite")
-        if output.suffix.lower() != ".png":
-            raise UsageError(f"-o {output}: want a name that ends in .png")
+        check_png(output, overwrite)
         try:
             if proxies and (task or external or rows > 1):
                 raise UsageError("--proxies has no tasks: leave out --task, --external and --rows")
@@ -145,16 +143,9 @@ def _draw_proxies(path: Path, output: Path, seed: int, side: int, said: dict[str
 
 
 def _write(before: Tensor, made: dict[str, Synthetic], title: str, output: Path) -> None:
-    import cv2
-
     from ..synthetic.gallery import draw_gallery
 
-    picture = draw_gallery(before, made, title=title)
-    done, png = cv2.imencode(".png", picture[..., ::-1])
-    if not done:
-        raise UsageError("OpenCV cannot write PNG here")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(png.tobytes())
+    write_png(draw_gallery(before, made, title=title), output)
     print(f"{output}: {', '.join(made)}")
 
 

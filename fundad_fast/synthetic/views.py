@@ -77,8 +77,8 @@ def draw_views(n: int, rng: np.random.Generator, *, scale: tuple[float, float]) 
 
     Colour jitter with probability 0.8: brightness, contrast and saturation times 0.6 to 1.4, hue
     plus -0.1 to 0.1 turns; contrast before or after the others. Grey with probability 0.2. A crop
-    of ``scale`` of the area and a side ratio in [3/4, 4/3], evenly in its logarithm; the best of
-    ten draws that fit, else the largest that does. Mirrored with probability 0.5.
+    of ``scale`` of the area and a side ratio in [3/4, 4/3], evenly in its logarithm; the first of
+    ten draws that fits, else the whole image. Mirrored with probability 0.5.
     Source: METHODS.md D.3, D.6.
 
     Args:
