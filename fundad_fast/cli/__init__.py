@@ -45,6 +45,7 @@ from .options import (
     Megapixels,
     MethodName,
     Model,
+    NormalClass,
     Overlays,
     Overwrite,
     Pages,
@@ -67,6 +68,7 @@ from .options import (
 from .steps import (
     alone,
     apart,
+    check_labelled,
     compare_two,
     compare_with_truth,
     discover,
@@ -104,6 +106,7 @@ def fit(
     weights: Weights = None,
     seed: Seed = None,
     external: External = None,
+    normal_class: NormalClass = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts held out for the thresholds.")] = 5,
     target_fpr: TargetFpr = 0.05,
     threads: Threads = None,
@@ -143,7 +146,7 @@ def fit(
             max_megapixels=max_megapixels,
             progress=progress(show if leads else Show.none),
         )
-        dataset = discover(data, detector.volumes)
+        dataset = discover(data, detector.volumes, normal_class)
         apart(output, [*data, *(external or [])], dataset.items)
         scratch = output.with_name(f".{output.name}.work")
         other = external[0] if external and len(external) == 1 else external
@@ -275,6 +278,7 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Another run on the same images, for a paired comparison.")
     ] = None,
+    normal_class: NormalClass = None,
     seed: Seed = None,
     threads: Threads = None,
     batch_size: BatchSize = 4,
@@ -300,20 +304,18 @@ def evaluate(
                     "eval wants data, -m MODEL and -o RUN; to compare two runs that are there, "
                     "give RUN --against OTHER and neither of these"
                 )
-            compare_two(Path(data[0]), against, intervals, eval_size, seed or 0, progress(show))
+            shown = progress(show)
+            run = Path(data[0])
+            compare_two(run, against, intervals, eval_size, seed or 0, shown, normal_class)
             return
         top = how_many(overlays)
-        dataset = discover(data, takes_volumes(model))
+        dataset = discover(data, takes_volumes(model), normal_class)
         print(dataset.describe())
         items = test_images(dataset)
         apart(output, [model, *data], dataset.items)
         if against is not None:
             read_run(against)
-        if all(item.label is None for item in items):
-            raise UsageError(
-                f"nothing is labelled in {dataset.root}: use test/good and test/<class> folders, "
-                "or a manifest with a label column"
-            )
+        check_labelled(dataset, items)
         shown = progress(show)
         failed = score_into(
             model,

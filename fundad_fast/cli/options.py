@@ -52,6 +52,14 @@ External = Annotated[
     ),
 ]
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
+NormalClass = Annotated[
+    str | None,
+    typer.Option(
+        "--normal-class",
+        help="The class that is healthy, as in 0 of an .npz, or a folder's name; all others are "
+        "abnormal. Needed where names do not tell.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processor threads; default: all.")
 ]

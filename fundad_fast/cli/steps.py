@@ -119,10 +119,11 @@ def print_score_plan(
     print(f"would score {min(mine, limit or mine)} images{of} into {output}{but}")
 
 
-def discover(source: list[str], volumes: bool = False) -> Dataset:
+def discover(source: list[str], volumes: bool = False, normal_class: str | None = None) -> Dataset:
     from ..data import discover
 
-    return discover(source[0] if len(source) == 1 else source, volumes=volumes)
+    dataset = discover(source[0] if len(source) == 1 else source, volumes=volumes)
+    return dataset if normal_class is None else dataset.with_normal_class(normal_class)
 
 
 def takes_volumes(model: Path) -> bool:
@@ -164,6 +165,17 @@ def test_images(dataset: Dataset) -> tuple[Item, ...]:
     raise UsageError(
         f"nothing of {dataset.root} is in the split test: put images to judge by into "
         "test/good and test/<class>, or give them split=test in the manifest"
+    )
+
+
+def check_labelled(dataset: Dataset, items: Iterable[Item]) -> None:
+    """Refuse images to judge by of which none has a label."""
+    if any(item.label is not None for item in items):
+        return
+    of = f" (its classes are {dataset.classes()})" if dataset.classes() else ""
+    raise UsageError(
+        f"nothing is labelled in {dataset.root}{of}: name the healthy class with --normal-class, "
+        "or use test/good and test/<class> folders, or a manifest with a label column"
     )
 
 
@@ -353,7 +365,13 @@ def compare_with_truth(
 
 
 def compare_two(
-    run: Path, against: Path, intervals: int, eval_size: int | None, seed: int, shown: Progress
+    run: Path,
+    against: Path,
+    intervals: int,
+    eval_size: int | None,
+    seed: int,
+    shown: Progress,
+    normal_class: str | None = None,
 ) -> None:
     """Compare two runs on the labelled test images that the first was made of."""
     from ..data import DataError
@@ -363,13 +381,15 @@ def compare_two(
     read_run(against)
     try:
         volumes = about["model"]["input_spec"].get("volume") is not None
-        dataset = discover([about["input"]], volumes)
+        dataset = discover([about["input"]], volumes, normal_class)
     except DataError as error:
         raise UsageError(
             f"{run} was made of {about['input']}, which cannot be read again ({error}); call eval "
             "with the data, -m MODEL, -o RUN and --against"
         ) from error
-    _compare_runs(run, against, test_images(dataset), intervals, eval_size, seed, shown)
+    items = test_images(dataset)
+    check_labelled(dataset, items)
+    _compare_runs(run, against, items, intervals, eval_size, seed, shown)
 
 
 def _compare_runs(

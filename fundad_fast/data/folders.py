@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fundad_fast.data.items import DataError, Dataset, Item, item_id, show
+from fundad_fast.data.items import NO_LABELS, DataError, Dataset, Item, item_id, show
 from fundad_fast.data.listing import Listing, count_extensions, list_images
 from fundad_fast.data.manifest import MANIFEST_NAMES, has_path_column, read_manifest
 from fundad_fast.data.masks import (
@@ -234,13 +234,13 @@ def _class_items(
 def _labelled(items: list[Item], places: list[Place]) -> tuple[list[Item], list[Place], list[str]]:
     """Labels from class names, where one of the classes is a healthy one."""
     names = {item.class_name for item in items if item.class_name is not None}
-    grades = bool(names) and all(re.fullmatch(r"\d+", name) for name in names)
+    # Of two classes, 0 can be either: MedMNIST's BreastMNIST has 0 for malignant.
+    grades = all(re.fullmatch(r"\d+", name) for name in names) and names != {"0", "1"}
     healthy = {name for name in names if is_healthy(name) or (grades and int(name) == 0)}
     if not healthy:
         if not names:
             return items, places, []
-        note = "no folder is named good, normal or healthy, so labels are unknown"
-        return items, places, [note]
+        return items, places, [NO_LABELS]
     labels = [
         None if item.class_name is None else int(item.class_name not in healthy) for item in items
     ]

@@ -30,7 +30,7 @@ class Header:
     """What a file's header declares.
 
     Attributes:
-        format: one of :data:`READABLE`.
+        format: one of :data:`READABLE`, or ``npz``.
         width, height: in pixels, as stored, before the orientation is applied.
         channels: colour channels without alpha: 1, 3, or 4 for CMYK.
         bit_depth: of the decoded samples: 8, 16 or 32 (float).

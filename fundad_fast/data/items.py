@@ -26,6 +26,8 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 SPLITS = ("train", "val", "test")
 
+NO_LABELS = "no folder is named good, normal or healthy, so labels are unknown"
+
 
 class DataError(ValueError):
     """Input that is unusable as a whole; the message is one line that says what to do."""
@@ -168,6 +170,29 @@ class Dataset:
             return self.items if split == "train" else ()
         return self.select(split)
 
+    def with_normal_class(self, name: str) -> Dataset:
+        """The same images, those of one class healthy and those of all others abnormal.
+
+        Args:
+            name: of the class, as ``describe`` prints it; small and capital letters are alike
+                where that is unambiguous.
+
+        Raises:
+            DataError: there is no such class, or no classes at all.
+        """
+        names = {item.class_name for item in self.items if item.class_name is not None}
+        alike = [other for other in names if other.casefold() == name.casefold()]
+        if name not in names and len(alike) != 1:
+            there = ", ".join(show(other) for other in sorted(names)) or "no classes at all"
+            raise DataError(f"{show(self.root)} has no class {show(name)}: there are {there}")
+        normal = name if name in names else alike[0]
+        items = tuple(
+            item if item.class_name is None else replace(item, label=int(item.class_name != normal))
+            for item in self.items
+        )
+        left = tuple(note for note in self.notes if note != NO_LABELS)
+        return replace(self, items=items, notes=(*left, f"the class {show(normal)} is healthy"))
+
     def healthy_for_fit(self) -> tuple[Item, ...]:
         """``healthy("train")``, which must not be empty.
 
@@ -185,10 +210,21 @@ class Dataset:
                 "belong in train/good, or have split=train in the manifest"
             )
         where += ", split train" if pool[0].split is not None else ""
+        first = "put them in a folder named"
+        if all(item.label is None for item in self.items):
+            first = (
+                f"none of the classes {self.classes()} is said to be healthy; name it with "
+                "--normal-class NAME (Dataset.with_normal_class), or put them in a folder named"
+            )
         raise DataError(
-            f"no healthy images among the {len(pool)} of {where}: put them in a folder named "
-            "good, normal or healthy, or give them label 0 in a manifest"
+            f"no healthy images among the {len(pool)} of {where}: {first} good, normal or healthy, "
+            "or give them label 0 in a manifest"
         )
+
+    def classes(self) -> str:
+        """The classes and how many images they have: ``0 (1214), 1 (3494)``."""
+        counts = Counter(item.class_name for item in self.items if item.class_name is not None)
+        return ", ".join(f"{show(name)} ({n})" for name, n in sorted(counts.items()))
 
     def describe(self) -> str:
         """What was understood, in a few lines: counts by split and class, masks, notes."""

@@ -18,6 +18,7 @@ from fundad_fast.data.listing import is_image_file
 from fundad_fast.data.manifest import is_manifest, read_manifest
 from fundad_fast.data.masks import base_of_side_by_side, stem_of
 from fundad_fast.data.naming import is_mask_folder
+from fundad_fast.data.npz import dataset_of_npz, is_npz
 from fundad_fast.data.parts import is_packed_shard, is_shard
 from fundad_fast.data.shards import PACKED_REASON, items_of_shards
 
@@ -35,7 +36,8 @@ def discover(
 
     Args:
         source: a folder in one of the layouts below, an image, a ``.tar`` or ``.zip`` shard of
-            images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a pattern such as
+            images, a manifest (``.csv``, ``.tsv``, ``.parquet``), an ``.npz`` of MedMNIST (whose
+            classes are numbers: see ``Dataset.with_normal_class``), a pattern such as
             ``"archive/**/*.png"``, or a list of these. The ids of a list are as its entries are
             written; those of a folder or pattern in it start with the entry.
 
@@ -48,9 +50,10 @@ def discover(
             * A ``manifest.csv`` or ``manifest.parquet`` at a folder's root says more than the
               folders and is used instead.
 
-            Folders named good, normal, healthy (or no_dr, 0_normal, or 0 among numbers) hold
-            healthy images. Masks (in folders of masks, or ``x_mask.png`` beside ``x.png``) and
-            manifests are never images, also where a pattern matches or a list names them.
+            Folders named good, normal, healthy (or no_dr, 0_normal, or 0 of three and more grades)
+            hold healthy images; two folders 0 and 1 may mean either. Masks (in folders of masks, or
+            ``x_mask.png`` beside ``x.png``) and manifests are never images, also where a pattern
+            matches or a list names them.
         recursive: look into the folders of a folder.
         pages: what a TIFF of several pages is: one image that only a model with ``pages=first``
             reads (``one``), its first page (``first``), or an image for each (``all``). A DICOM
@@ -84,6 +87,8 @@ def find(
     if os.path.isdir(path):
         return dataset_of_folder(path, recursive=recursive)
     if os.path.lexists(path):
+        if is_npz(path):
+            return dataset_of_npz(path)
         return read_manifest(path) if is_manifest(path) else _dataset_of_file(path)
     if _is_pattern(path):
         return _dataset_of_pattern(path)
@@ -156,7 +161,7 @@ def list_entries(
     for path in paths:
         name = os.fspath(path)
         file = os.path.expanduser(name)
-        if _is_wide(file) or (meant and is_manifest(file)):
+        if _is_wide(file) or is_npz(file) or (meant and is_manifest(file)):
             yield name, file, "several"
         elif is_shard(file):
             yield name, file, "shard"
@@ -234,7 +239,7 @@ def _dataset_of_file(path: str) -> Dataset:
     if os.path.exists(path) and not is_image_file(path):
         raise DataError(
             f"{show(path)} is neither an image nor a manifest (.csv, .tsv, .parquet): give a "
-            "folder, an image, a .tar or .zip shard, or a manifest"
+            "folder, an image, a .tar or .zip shard, an .npz, or a manifest"
         )
     return Dataset((Item(item_id(name), path),), "file", folder or os.curdir)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from fundad_fast.data.headers import Header, open_image, parse_header
 from fundad_fast.data.items import Item, ReadError
+from fundad_fast.data.npz import npz_pixels, of_npz
 from fundad_fast.data.shards import open_member, refuse_shard
 
 Source = str | os.PathLike[str] | Item | bytes | BinaryIO
@@ -26,9 +28,9 @@ def open_source(source: Source, *, max_bytes: float = MAX_BYTES) -> Iterator[tup
     """Open a source; yields a seekable file and its size in bytes. Raises ReadError.
 
     An open file is left open, at any position. A member of a shard that would have to be unpacked
-    to more than ``max_bytes`` is ``too_large``.
+    to more than ``max_bytes`` is ``too_large``. Of an image of an ``.npz`` it is the whole file.
     """
-    if isinstance(source, Item) and source.member is not None:
+    if isinstance(source, Item) and source.member is not None and not of_npz(source):
         with open_member(source, max_bytes) as opened:
             yield opened
     elif isinstance(source, str | os.PathLike | Item):
@@ -71,5 +73,8 @@ def read_header(source: Source, *, first_page: bool = False, frame: int | None =
     Raises:
         ReadError: ``unreadable`` or ``unsupported``.
     """
+    if of_npz(source):
+        h, w, c = (pixels := npz_pixels(source, math.inf)).shape
+        return Header("npz", w, h, c, 8 * pixels.itemsize)
     with open_source(source) as (file, size):
         return parse_header(file, size, first_page=first_page, frame=frame_of(source, frame))

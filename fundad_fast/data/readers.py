@@ -22,6 +22,7 @@ from fundad_fast.data.gpu_jpeg import JpegDecoder
 from fundad_fast.data.greyscale import Window
 from fundad_fast.data.headers import Header, kind_of, parse_header
 from fundad_fast.data.items import Identifiers, Item, ReadError
+from fundad_fast.data.npz import npz_pixels, of_npz
 from fundad_fast.data.opening import Source, frame_of, open_source, version_of
 
 _BYTES_PER_PIXEL = 32
@@ -115,6 +116,8 @@ def read_picture(
     """As :func:`read_image`, with what a DICOM file says of itself; a DICOM segmentation is
     ``unsupported`` unless ``labels`` are wanted. JPEG files that ``jpeg`` cannot decode are decoded
     by libjpeg-turbo, which says why they cannot be."""
+    if of_npz(source):
+        return Picture(npz_pixels(source, max_megapixels))
     frame = frame_of(source, frame)
     max_bytes = max_megapixels * 1e6 * _BYTES_PER_PIXEL
     with open_source(source, max_bytes=max_bytes) as (file, size):
