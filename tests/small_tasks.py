@@ -24,6 +24,8 @@ TINY = {
     "validate_every": 3,
     "warmup_steps": 2,
     "learning_rate": 0.02,
+    "positions": True,
+    "start": "he",
 }
 
 

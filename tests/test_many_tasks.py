@@ -311,6 +311,19 @@ def labelled(tmp_path):
     return tmp_path, [*args, *(x for pair in settings for x in ("--set", pair))]
 
 
+@pytest.mark.parametrize(
+    ("preset", "first", "positions"),
+    [("quick", 0, 0), ("default", 0, 0), ("paper-cxr", None, 66), ("paper-brain", None, 67)],
+)
+def test_short_trainings_start_from_silence_and_see_the_image_alone(preset, first, positions):
+    method = ManyTasks(make_config(ManyTasks, preset, {"width": 2, "depth": 2}))
+    shape = (1, *(method.config.volume or (64, 64)))
+    net = method._net(shape)
+    assert net.down[0].conv1.in_channels == 1 + positions
+    largest = net.out.weight.abs().max().item()
+    assert largest == first if first is not None else largest > 0.1
+
+
 @pytest.mark.parametrize("preset", ["quick", "paper-cxr"])
 def test_grey_pictures_saved_as_rgb_can_be_taken_as_grey(preset):
     grey = np.stack([photograph(i)[..., :1] for i in range(7)])

@@ -90,3 +90,13 @@ def test_impossible_networks_are_refused():
         UNet(1, 4)
     with pytest.raises(ValueError, match="depth"):
         UNet(1, 2, depth=1)
+
+
+def test_a_quiet_network_says_nothing_at_first_and_learns_all_the_same():
+    torch.manual_seed(0)
+    net = UNet(1, 2, width=4, depth=3, quiet=True)
+    x = torch.randn(2, 1, 16, 16)
+    assert not net(x).any()
+    (net(x) - 1).square().mean().backward()
+    assert net.out.weight.grad.abs().min() > 0
+    assert net.down[1].conv2.weight.std() > 0.1

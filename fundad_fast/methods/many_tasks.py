@@ -109,6 +109,7 @@ class ManyTasks(TrainedMethod):
             depth=c.depth,
             cap=c.widest,
             positions=c.positions,
+            quiet=c.start == "zero",
         )
 
     def _foreign(

@@ -80,7 +80,15 @@ class ManyTasksConfig(MethodConfig):
         None, ge=1, description="Most channels. Code, and by default: 512 in 2-D, 320 in 3-D."
     )
     positions: bool = Field(
-        True, description="CoordConv and Fourier channels appended to the input. Code."
+        True,
+        description="CoordConv and Fourier channels appended to the input. Code. The 66 or 67 of them "
+        "drown an image of one channel in the first convolution for hundreds of steps, so that short "
+        "trainings are better off without.",
+    )
+    start: Literal["he", "zero"] = Field(
+        "he",
+        description="Of the last convolution: he: random, as the others, the code's; zero: a network "
+        "that says 0 everywhere, which is nearly right from the start. Our option.",
     )
 
     train_batch: int = Field(
@@ -170,6 +178,8 @@ _SMALL = {
     "learning_rate": 2e-3,
     "tenfold_steps": 2000,
     "validate_alike": True,
+    "positions": False,
+    "start": "zero",
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -41,6 +41,8 @@ class UNet(nn.Module):
         cap: most channels; the paper has 320 in 3-D and 512 in 2-D.
         outputs: channels of the output.
         positions: whether position channels are appended.
+        quiet: start the last convolution from 0, and so with an output of 0. Ours, for labels that
+            are 0 nearly everywhere: no steps go by until a random output has come down.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class UNet(nn.Module):
         cap: int | None = None,
         outputs: int = 1,
         positions: bool = True,
+        quiet: bool = False,
     ) -> None:
         super().__init__()
         if dims not in _CONV:
@@ -80,6 +83,8 @@ class UNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if quiet:
+            nn.init.zeros_(self.out.weight)
         self._positions: dict[tuple[int, ...], Tensor] = {}
 
     def least_side(self) -> int:
