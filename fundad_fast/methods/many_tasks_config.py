@@ -81,14 +81,13 @@ class ManyTasksConfig(MethodConfig):
     )
     positions: bool = Field(
         True,
-        description="CoordConv and Fourier channels appended to the input. Code. The 66 or 67 of them "
-        "drown an image of one channel in the first convolution for hundreds of steps, so that short "
-        "trainings are better off without.",
+        description="CoordConv and Fourier channels appended to the input. Code. At first, these 66 "
+        "(67 of volumes) drown an image of one channel: short trainings are better off without.",
     )
     start: Literal["he", "zero"] = Field(
         "he",
-        description="Of the last convolution: he: random, as the others, the code's; zero: a network "
-        "that says 0 everywhere, which is nearly right from the start. Our option.",
+        description="Of the last convolution. he: random, as the others, the code's; zero: 0 for "
+        "every image, which is nearly right from the start. Our option.",
     )
 
     train_batch: int = Field(
