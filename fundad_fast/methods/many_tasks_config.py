@@ -81,7 +81,7 @@ class ManyTasksConfig(MethodConfig):
     )
     positions: bool = Field(
         True,
-        description="CoordConv and Fourier channels appended to the input. Code. At first, these 66 "
+        description="CoordConv and Fourier channels appended to the input. Code. At first these 66 "
         "(67 of volumes) drown an image of one channel: short trainings are better off without.",
     )
     start: Literal["he", "zero"] = Field(
