@@ -6,13 +6,20 @@
     python benchmarks/ablate.py resynth DIR/idrid_512 --vary tau=0,2 guide=none,features -o tau/ \\
         --set image_size=256 resad.coreset_sampling_ratio=0.01 --weights FILE \\
         --beside resad resynth:draem-default --also other=RUN
+    python benchmarks/ablate.py dia DIR/cxr_224 --preset quick --ablation dissolve -o dia/ \\
+        --seeds 0 1 2 --set channels=grey
 
 fits the method as its preset and ``--set`` say, then with one setting changed at a time, then with
 random weights, and each method of ``--beside`` (settings that it has as well are the same), for
 each seed; scores the test images, and writes ``ablation-PACK-PART.json`` and ``.md``: pixel AUROC,
-pixel AP and image AUROC with 95 % bootstrap intervals, seconds of training, the controls, and
-paired differences to the base. ``--also NAME=RUN`` adds a run folder of ``fundad eval`` on the same
-data.
+pixel AP and image AUROC with 95 % bootstrap intervals, of several seeds mean and deviation, seconds
+of training and scoring, the controls (images of the base's size, in the direction that suits them),
+and paired differences to the base. ``--also NAME=RUN`` adds a run folder of ``fundad eval`` on the
+same data.
+
+Of DIA the lines of a seed share the diffusion model, where they want the same: it is trained once
+for each seed (``--denoiser seed``), once for all seeds (``one``), by every fit (``line``), or given
+by ``--weights``, a DDPM folder of diffusers.
 
 Nothing is held out for thresholds, which no figure of the table needs. Everything that is finished
 is kept: a second call with the same words goes on where the first one was killed, within a training
@@ -22,17 +29,15 @@ as well. Two calls at a time share the work. ``--list`` prints the lines and sto
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from denoisers import SHARED, BusyError, Denoisers, claimed
 from environment import environment
 from judging import (
     best,
@@ -62,23 +67,22 @@ SHOWN = ("pixel_AUROC", "pixel_AP", "image_AUROC")
 BUSY = "is another call's at the moment"
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process alone is at a folder until the end of the block."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def fitted_and_scored(
-    line: Line, seed: int, folder: Path, dataset: Dataset, args: argparse.Namespace
-) -> None:
-    """Fit one line and score all test images into ``folder / run``, or go on with that."""
+    line: Line,
+    seed: int,
+    folder: Path,
+    dataset: Dataset,
+    args: argparse.Namespace,
+    denoisers: Denoisers,
+) -> dict[str, float]:
+    """Fit one line and score all test images into ``folder / run``, or go on with that.
+
+    Returns:
+        the seconds of the fit, of training, of the diffusion model that it shares, of scoring.
+
+    Raises:
+        BusyError: another call trains that diffusion model.
+    """
     config = line.config(seed).model_dump(mode="json")
     told = {"method": line.method, "preset": line.preset, "config": config}
     if (folder / "line.json").exists():
@@ -89,9 +93,10 @@ def fitted_and_scored(
             json.dump(told, file, indent=1)
     if not (folder / "model").exists():
         cls = DETECTORS[line.method]
+        weights, taken = denoisers.of(line, seed, dataset)
         detector = cls(
             line.preset,
-            weights=None if cls.method.trains else args.weights,
+            weights=weights if cls.method.trains else args.weights,
             seed=seed,
             folds=0,
             threads=args.threads,
@@ -106,6 +111,8 @@ def fitted_and_scored(
         trained = training_seconds(detector.bundle_.method.state().facts)
         if trained:
             seconds["training_s"] = trained
+        if taken:
+            seconds["denoiser_s"] = taken
         with replacing(folder / "seconds.json", "w") as file:
             json.dump(seconds, file)
         detector.save(folder / "model")
@@ -119,6 +126,8 @@ def fitted_and_scored(
             bundle, dataset, items, folder / "run", kind="eval", options=options, check=check_mask
         )
         (folder / "scored").touch()
+    seconds = json.loads((folder / "seconds.json").read_text())
+    return {**seconds, "score_s": read_run(folder / "run")["seconds"]}
 
 
 def training_seconds(facts: Any) -> float:
@@ -187,7 +196,9 @@ class Table:
         plain = Evaluated(base.records)
         found = {}
         for name, values in control_values(dataset, self.items, spec).items():
-            run = run_of(signed(values, self.items), self.items)
+            chosen = signed(values, self.items)
+            name = name if chosen == values else f"minus {name}"
+            run = run_of(chosen, self.items)
             metrics = evaluate(run.records, n_boot=self.n_boot)["metrics"]
             key = ("image_AUROC",)
             found[f"control: {name.replace('_', ' ')}"] = {
@@ -199,18 +210,21 @@ class Table:
 
 
 def text_of(name: str, row: dict[str, Any]) -> str:
-    cells = [name, *(cell(row["metrics"].get(key)) for key in SHOWN), took(row["seconds"])]
+    cells = [name, *(cell(row["metrics"].get(key)) for key in SHOWN), *took(row["seconds"])]
     return f"| {' | '.join(cells)} |"
 
 
-def took(seconds: dict[str, float] | None) -> str:
+def took(seconds: dict[str, float] | None) -> tuple[str, str]:
+    """Training (of a method that trains nothing, the fit), and scoring."""
     if seconds is None:
-        return "–"
-    return f"{seconds.get('training_s', seconds['fit_s']):.0f}"
+        return "–", "–"
+    shared = f" + {seconds['denoiser_s']:.0f}" if "denoiser_s" in seconds else ""
+    own = seconds.get("training_s", seconds["fit_s"])
+    return f"{own:.0f}{shared}", f"{seconds['score_s']:.0f}"
 
 
 def means(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of every line with several seeds: mean, least and largest of each metric."""
+    """Of every line with several seeds: mean, standard deviation (of n - 1), least and largest."""
     by_line: dict[str, list[dict[str, Any]]] = {}
     for row in rows.values():
         by_line.setdefault(row["line"], []).append(row)
@@ -224,6 +238,7 @@ def means(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if values and None not in values:
                 entry["metrics"][key] = {
                     "value": statistics.fmean(values),
+                    "deviation": statistics.stdev(values),
                     "least": min(values),
                     "largest": max(values),
                 }
@@ -233,13 +248,16 @@ def means(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def markdown(content: dict[str, Any]) -> str:
     """The tables of a run's JSON."""
-    head = "| | pixel AUROC | pixel AP | image AUROC | training s |\n|---|---|---|---|---|"
+    head = (
+        "| | pixel AUROC | pixel AP | image AUROC | training s | scoring s |\n" + "|---" * 6 + "|"
+    )
     rows = {**content["rows"], **content["controls"]}
     lines = [content["title"], "", head, *(text_of(name, row) for name, row in rows.items())]
     if content["means"]:
         lines += [
             "",
-            "| mean of the seeds (least to largest) | pixel AUROC | pixel AP | image AUROC |",
+            "| mean ± standard deviation of the seeds (least to largest) | pixel AUROC | pixel AP "
+            "| image AUROC |",
         ]
         lines += ["|---|---|---|---|"]
         for name, mean in content["means"].items():
@@ -247,9 +265,14 @@ def markdown(content: dict[str, Any]) -> str:
             for key in SHOWN:
                 m = mean["metrics"].get(key)
                 cells.append(
-                    f"{m['value']:.3f} ({m['least']:.3f} to {m['largest']:.3f})" if m else "–"
+                    f"{m['value']:.3f} ± {m['deviation']:.3f} ({m['least']:.3f} to "
+                    f"{m['largest']:.3f})"
+                    if m
+                    else "–"
                 )
             lines.append(f"| {' | '.join(cells)} |")
+    if any("denoiser_s" in (row["seconds"] or {}) for row in rows.values()):
+        lines += ["", "Seconds after a + are of the diffusion model, which several lines share."]
     others = {name: row for name, row in rows.items() if "minus_base" in row}
     if others:
         lines += ["", "Minus the base of the same seed (controls: of the first), paired bootstrap:"]
@@ -279,7 +302,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--beside", nargs="*", default=[], metavar="[NAME=]METHOD[:PRESET]")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=RUN")
-    parser.add_argument("--weights", help="backbone weights for methods that train nothing")
+    parser.add_argument(
+        "--weights", help="of the backbone, or for dia a DDPM folder that all its lines use"
+    )
+    parser.add_argument("--denoiser", choices=SHARED, default="seed", help="of dia, see above")
+    parser.add_argument("--normal-class", help="the healthy class, where no name tells it")
     parser.add_argument("--part", default="all", choices=("all", "tune", "report"))
     parser.add_argument("--boot", type=int, default=1000)
     parser.add_argument("--threads", type=int)
@@ -311,10 +338,14 @@ def main() -> None:
         print("\n".join(f"{line.name}: {line.settings}" for line in lines))
         return
     dataset = discover(args.data)
+    if args.normal_class is not None:
+        dataset = dataset.with_normal_class(args.normal_class)
     print(dataset.describe(), flush=True)
     items = parts(args.data.name, dataset, args.part)
     out: Path = args.output
     table, missing = Table(items, args.boot, out / "figures"), {}
+    options = {"threads": args.threads, "device": args.device}
+    denoisers = Denoisers(out / "denoisers", args.denoiser, args.seeds[0], args.weights, options)
     for line in lines:
         for seed in args.seeds[:1] if line.name.startswith("control") else args.seeds:
             name = line.name if len(args.seeds) == 1 else f"{line.name}, seed {seed}"
@@ -323,8 +354,11 @@ def main() -> None:
                 if not mine:
                     missing[name] = BUSY
                     continue
-                fitted_and_scored(line, seed, folder, dataset, args)
-                seconds = json.loads((folder / "seconds.json").read_text())
+                try:
+                    seconds = fitted_and_scored(line, seed, folder, dataset, args, denoisers)
+                except BusyError:
+                    missing[name] = f"as its diffusion model {BUSY}"
+                    continue
                 if seed not in table.bases and line is not lines[0]:
                     missing[name] = f"as the base of seed {seed} {BUSY}"
                     continue

@@ -32,9 +32,18 @@ ABLATIONS: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = {
         "pseudo": [{"pseudo_anomalies": v} for v in (True, False)],
         "discriminators": [{"discriminators": v} for v in (True, False)],
     },
+    "dia": {
+        "dissolve": [{"dissolve": v} for v in ("diffusion", "blur", "none")],
+        "t": [{"t_scale": v} for v in (50, 100, 200, 400)],
+        "resolution": [{"resolution": v} for v in (16, 32, 64)],
+        "length": [{"max_steps": v} for v in (1500, 3000, 6000)],
+        "exclusion": [{"exclusion": v} for v in ("shifted_removed", "naive")],
+        "shift": [{"shift": v} for v in ("rotation", "cutperm")],
+    },
 }
 """The ablations of each method by name. The values are our choice: of ReSynthDetect and ProxyAno
-no table of ablations was at hand."""
+no table of ablations was at hand; of DIA the public README varies what dissolves, resolution and
+shift, at lengths that only a GPU has."""
 
 UNTRAINED = {"max_steps": 1, "reconstruction_steps": 1, "learning_rate": 1e-12}
 """Settings that leave random weights as they are, of those methods that have them."""

@@ -149,6 +149,25 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     return Denoiser(unet.float(), scheduler.alphas_cumprod, config)
 
 
+def save_denoiser(net: Denoiser, folder: str | Path) -> None:
+    """Write a model as a DDPM folder of diffusers, as :func:`load_denoiser` reads it.
+
+    Args:
+        net: a model with the cosine schedule, such as :func:`make_denoiser`'s.
+        folder: is made.
+
+    Raises:
+        WeightsError: diffusers is not installed, or the model has another schedule.
+    """
+    diffusers = _diffusers()
+    scheduler = diffusers.DDPMScheduler(len(net.kept), beta_schedule="squaredcos_cap_v2")
+    if not torch.equal(scheduler.alphas_cumprod.double(), net.kept.cpu()):
+        raise WeightsError(f"{folder}: only models with the cosine schedule can be written")
+    # Of a unet on its own: a pipeline would be built to save the same two folders.
+    net.unet.save_pretrained(Path(folder) / "unet", safe_serialization=True)
+    scheduler.save_pretrained(Path(folder) / "scheduler")
+
+
 def denoiser_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
     """A model from its ``config`` and its state, as a bundle holds them.
 

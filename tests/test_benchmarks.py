@@ -186,7 +186,89 @@ def test_an_ablation_goes_on_and_says_what_it_measured(path, tmp_path, monkeypat
     assert (mean["least"], mean["largest"]) == (min(values), max(values))
     assert mean["value"] == pytest.approx(sum(values) / 2, abs=1e-5)
     # File size, gradients and the like are judged on the same images, as far from 1/2 as they are.
-    assert content["controls"]["control: mean blue"]["metrics"]["image_AUROC"]["value"] >= 0.5
+    controls = content["controls"]
+    assert len(controls) == 8  # of colours; a minus says in which direction one is judged
+    assert {name.removeprefix("control: ").removeprefix("minus ") for name in controls} >= {
+        "mean blue",
+        "mean gradient",
+    }
+    assert all(c["metrics"]["image_AUROC"]["value"] >= 0.5 for c in controls.values())
+    assert mean["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-5)
+    assert rows["kind=vae, seed 1"]["seconds"]["score_s"] > 0
     assert "| kind=vae, 2 seeds |" in text
     with pytest.raises(SystemExit, match="of other settings; give another -o"):
         call("--set", *small, "width=3")
+
+
+def small_pack(folder: Path) -> Path:
+    from PIL import Image
+
+    for part, seeds in (("train/good", range(4)), ("test/good", (4,)), ("test/sick", (6,))):
+        (folder / part).mkdir(parents=True)
+        for seed in seeds:
+            Image.fromarray(photograph(seed, lesion=seed == 6)).save(folder / part / f"{seed}.png")
+    return folder
+
+
+def test_lines_of_a_seed_share_a_diffusion_model(path, tmp_path, monkeypatch):
+    from denoisers import BusyError, Denoisers, claimed
+    from variants import lines_of
+
+    lines = lines_of(
+        "dia",
+        "quick",
+        vary=["t_scale=200", "resolution=16", "dissolve=blur,none", "max_steps=50"],
+        untrained=False,
+    )
+    base, t, small, blur, none, longer = lines
+    trained: list[tuple[str, int]] = []
+
+    def train(self: Denoisers, folder: Path, line: Any, seed: int, *_: Any) -> None:
+        trained.append((line.name, seed))
+        (folder / "ddpm").mkdir()
+        (folder / "about.json").write_text('{"seconds": 7.5}')
+
+    monkeypatch.setattr(Denoisers, "_train", train)
+    by_seed = Denoisers(tmp_path / "a", "seed", 4, None, {})
+    first = by_seed.of(base, 4, None)
+    assert first == by_seed.of(t, 4, None) == by_seed.of(longer, 4, None)
+    assert first[1] == 7.5
+    others = {by_seed.of(line, seed, None)[0] for line, seed in ((base, 5), (small, 4))}
+    assert len(others | {first[0]}) == 3
+    assert [by_seed.of(line, 4, None) for line in (blur, none)] == [(None, 0.0)] * 2
+    assert trained == [(base.name, 4), (base.name, 5), (small.name, 4)]
+    one = Denoisers(tmp_path / "b", "one", 4, None, {})
+    assert one.of(base, 5, None) == one.of(base, 4, None)
+    assert trained[3:] == [(base.name, 4)]
+    assert Denoisers(tmp_path / "c", "line", 4, None, {}).of(base, 4, None) == (None, 0.0)
+    given = Denoisers(tmp_path / "d", "seed", 4, "ddpm/", {})
+    assert given.of(small, 9, None) == ("ddpm/", 0.0)
+    assert given.of(none, 9, None) == (None, 0.0)
+    with claimed(Path(str(first[0])).parent) as mine:
+        assert mine
+        with pytest.raises(BusyError):
+            by_seed.of(t, 4, None)
+
+
+def test_the_shared_diffusion_model_is_the_one_that_a_fit_would_train(path, tmp_path):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    import torch
+    from denoisers import Denoisers
+    from small_dia import TINY
+    from variants import Line
+
+    from fundad_fast import DIA
+    from fundad_fast.data import discover
+    from fundad_fast.diffusion import load_denoiser
+
+    dataset = discover(small_pack(tmp_path / "pack"))
+    line = Line("dia", "dia", "quick", TINY)
+    denoisers = Denoisers(tmp_path / "out", "seed", 0, None, {"threads": 1})
+    folder, seconds = denoisers.of(line, 3, dataset)
+    assert seconds > 0
+    assert denoisers.of(line, 3, dataset) == (folder, seconds)
+    assert sorted(p.name for p in Path(folder).parent.iterdir()) == [".lock", "about.json", "ddpm"]
+    own = DIA("quick", folds=0, seed=3, threads=1, **TINY).fit(dataset).bundle_.method.denoiser
+    shared = load_denoiser(folder)
+    for name, want in own.state_dict().items():
+        assert torch.equal(shared.state_dict()[name], want), name

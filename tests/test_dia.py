@@ -24,7 +24,7 @@ import fundad_fast
 from fundad_fast import diffusion
 from fundad_fast.backbones import WeightsError
 from fundad_fast.batch import Batch
-from fundad_fast.diffusion import load_denoiser, make_denoiser
+from fundad_fast.diffusion import load_denoiser, make_denoiser, save_denoiser
 from fundad_fast.methods import DIA, ConfigError, make_config
 from fundad_fast.methods.dia_training import ContrastRecipe, DenoisingRecipe
 from fundad_fast.methods.image_store import ImageStore
@@ -63,6 +63,14 @@ def test_a_model_of_diffusers_from_numbers_and_from_a_folder(tmp_path):
     assert (back.resolution, back.channels) == (16, 3)
     assert torch.equal(back(x, t), net(x, t))
     assert torch.equal(back.kept, net.kept)
+    save_denoiser(back, tmp_path / "saved" / "ddpm")
+    again = load_denoiser(tmp_path / "saved" / "ddpm").eval()
+    assert torch.equal(again(x, t), net(x, t))
+    assert torch.equal(again.kept, net.kept)
+    back.kept[3] *= 0.99
+    with pytest.raises(WeightsError, match="only models with the cosine schedule"):
+        save_denoiser(back, tmp_path / "other")
+    back.kept[3] = net.kept[3]
     grey = back(x[:, :1], t)
     want = net(x[:, :1].expand(-1, 3, -1, -1), t).mean(1, keepdim=True)
     assert torch.equal(grey, want)

@@ -26,8 +26,6 @@ from .shift_scores import Axes, scoring_views, view_features
 from .trained import Networks, TrainedMethod, Work, key_of, parameters_of, told, under
 
 _DIFFUSION, _CONTRAST = "diffusion", "contrast"
-# Starts of the settings that the diffusion model's training depends on.
-_OF_DIFFUSION = ("diffusion_", "ema", "resolution", "seed", "image_size", "channels", "fov")
 
 
 class DIA(TrainedMethod):
@@ -210,9 +208,8 @@ class DIA(TrainedMethod):
         The diffusion model does not depend on the settings of the contrast, so that a second fit
         with others of those finds it made.
         """
-        settings = self.config.model_dump(mode="json")
-        if training == _DIFFUSION:
-            settings = {k: v for k, v in settings.items() if k.startswith(_OF_DIFFUSION)}
+        c = self.config
+        settings = c.of_diffusion() if training == _DIFFUSION else c.model_dump(mode="json")
         weights = None if self.weights is None else str(self.weights)
         key = key_of(settings, weights, work.store.ids, work.store.shape)
         return work.folder(f"{training}-{key}")

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ._base import MethodConfig
 
 _CODE = "Public code."
+# Starts of the settings that the diffusion model's training depends on.
+_OF_DIFFUSION = ("diffusion_", "ema", "resolution", "seed", "image_size", "channels", "fov")
 
 
 class DIAConfig(MethodConfig):
@@ -142,6 +144,11 @@ class DIAConfig(MethodConfig):
     memory_budget: int = Field(
         8 * 2**30, ge=2**20, description="Bytes of images in memory; beyond, they are on disk."
     )
+
+    def of_diffusion(self) -> dict[str, Any]:
+        """The settings that the diffusion model's training depends on, as JSON has them."""
+        settings = self.model_dump(mode="json")
+        return {k: v for k, v in settings.items() if k.startswith(_OF_DIFFUSION)}
 
     @model_validator(mode="after")
     def _fits(self) -> DIAConfig:
