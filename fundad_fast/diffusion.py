@@ -163,9 +163,7 @@ def save_denoiser(net: Denoiser, folder: str | Path) -> None:
     scheduler = diffusers.DDPMScheduler(len(net.kept), beta_schedule="squaredcos_cap_v2")
     if not torch.equal(scheduler.alphas_cumprod.double(), net.kept.cpu()):
         raise WeightsError(f"{folder}: only models with the cosine schedule can be written")
-    # Of a unet on its own: a pipeline would be built to save the same two folders.
-    net.unet.save_pretrained(Path(folder) / "unet", safe_serialization=True)
-    scheduler.save_pretrained(Path(folder) / "scheduler")
+    diffusers.DDPMPipeline(net.unet, scheduler).save_pretrained(folder)
 
 
 def denoiser_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
