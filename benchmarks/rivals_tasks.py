@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from scipy import ndimage
 
 from fundad_fast.synthetic.blending import Piece
 from fundad_fast.synthetic.deformation import Deformation
+from fundad_fast.synthetic.intensity import Change
 from fundad_fast.synthetic.masks import Form
 from fundad_fast.synthetic.settings import TaskSettings
 from fundad_fast.synthetic.tasks import Inputs
@@ -47,7 +46,7 @@ def synthesize(
                 if spot.decision is not None:
                     after[box] = deform(crop, spot.form, spot.decision)
             elif task == "intensity":
-                after[box] = np.clip(crop + change(spot.decision, spot.form, settings), low, high)
+                after[box] = np.clip(crop + change(spot.decision, spot.form), low, high)
             else:
                 new = np.clip(blend(crop, piece(sources, spot.decision, inside), inside), low, high)
                 inside |= np.abs(new - crop).mean(0) > settings.changed
@@ -88,12 +87,11 @@ def surface(form: Form, origin: F64, direction: F64) -> F64:
     return (-b + np.sqrt(b**2 - 4 * a * c)) / (2 * a)
 
 
-def change(drawn: Any, form: Form, settings: TaskSettings) -> F64:
-    """The slope is computed again: it is part of the work."""
+def change(drawn: Change, form: Form) -> F64:
     depth = ndimage.distance_transform_edt(np.pad(form.inside, 1))
     depth = depth[tuple(slice(1, -1) for _ in form.inside.shape)]
-    slope = np.minimum(depth / depth.max(), 1)
-    return slope * np.array(drawn.amount).reshape(-1, *[1] * form.inside.ndim)
+    slope = np.minimum(depth / min(drawn.width, depth.max()), 1)
+    return np.asarray(slope * np.array(drawn.amount).reshape(-1, *[1] * form.inside.ndim))
 
 
 def piece(sources: NDArray[np.float32], drawn: Piece, inside: NDArray[np.bool_]) -> F64:

@@ -65,6 +65,5 @@ def test_both_do_the_same(task: str) -> None:
     batch, pool = images((64, 72), 4, 0), images((64, 72), 3, 1)
     ours = synthesize(batch, [task] * 4, seeds=range(4), sources=pool, external=pool)
     theirs, labels = rivals_tasks.synthesize(batch.numpy(), task, range(4), pool, TaskSettings())
-    if task != "intensity":  # the rival's slope has another width
-        np.testing.assert_allclose(ours.image, theirs, rtol=0, atol=2e-4)
-        np.testing.assert_allclose(ours.label, labels, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(ours.image, theirs, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ours.label, labels, rtol=0, atol=2e-3)

@@ -10,6 +10,7 @@
 
 #include "fundad/clean_labels.h"
 #include "fundad/distance_filter.h"
+#include "fundad/distance_transform.h"
 #include "fundad/isa.h"
 #include "fundad/kcenter.h"
 #include "fundad/kcenter_cuda.h"
@@ -21,6 +22,7 @@
 #include "fundad/spline_sample.h"
 
 namespace py = pybind11;
+using fundad::DepthBox;
 using fundad::LabelBox;
 using fundad::PoissonBox;
 using fundad::SplineImage;
@@ -40,7 +42,8 @@ constexpr bool kHasOpenmp = false;
 #endif
 
 static_assert(sizeof(PoissonBox) == 12 * sizeof(Size), "Python writes boxes as 12 integers");
-static_assert(sizeof(SplineImage) == 9 * sizeof(Size), "Python writes images as 9 integers");
+static_assert(sizeof(SplineImage) == 10 * sizeof(Size), "Python writes images as 10 integers");
+static_assert(sizeof(DepthBox) == 6 * sizeof(Size), "Python writes masks as 6 integers");
 static_assert(sizeof(LabelBox) == 7 * sizeof(Size), "Python writes labels as 7 integers");
 
 template <class T>
@@ -177,6 +180,13 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       "clean_labels_cpu",
       [](Address boxes, Size count, int threads) {
         fundad::cpu::clean_labels(at<const LabelBox>(boxes), count, threads);
+      },
+      arg("boxes"), arg("count"), arg("threads"), no_gil());
+
+  m.def(
+      "distance_transform_cpu",
+      [](Address boxes, Size count, int threads) {
+        fundad::cpu::distance_transform(at<const DepthBox>(boxes), count, threads);
       },
       arg("boxes"), arg("count"), arg("threads"), no_gil());
 

@@ -108,7 +108,10 @@ def synthesize(image, tasks, seeds, mask=None, sources=None, external=None, sett
                 new = crop if spot.decision is None else deform(crop, spot.form, spot.decision)
             elif task == "intensity":
                 amount = np.array(spot.decision.amount).reshape(-1, *[1] * inside.ndim)
-                new = np.clip(crop + amount * spot.decision.slope, low, high)
+                depth = ndimage.distance_transform_edt(np.pad(inside, 1))
+                depth = depth[(slice(1, -1),) * inside.ndim]
+                slope = np.minimum(depth / min(spot.decision.width, depth.max()), 1)
+                new = np.clip(crop + amount * slope, low, high)
             else:
                 for axis in range(inside.ndim):
                     np.moveaxis(inside, axis, 0)[[0, -1]] = False

@@ -19,6 +19,7 @@ from fundad_fast.ops import OPS, _adapt
 PROMISED = {
     "clean_labels": {"cpu", "torch"},
     "distance_filter": {"cpu", "torch", "triton"},
+    "distance_transform": {"cpu", "torch"},
     "kcenter": {"cpu", "torch", "cuda"},
     "nearest": {"cpu", "torch", "faiss", "cuda", "triton"},
     "poisson_blend": {"cpu", "torch", "cuda", "triton"},
@@ -27,7 +28,7 @@ PROMISED = {
     "spline_sample": {"cpu", "torch"},
 }
 # Native code that is compiled once, for the narrowest vectors, and asks for no instruction set.
-COMPILED_ONCE = {"clean_labels", "spline_sample"}
+COMPILED_ONCE = {"clean_labels", "distance_transform", "spline_sample"}
 WITHOUT_A_GPU = ("cpu", "torch", "triton")
 Case = tuple[str, str, str]  # operator, backend, instruction set or ""
 

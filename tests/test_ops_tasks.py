@@ -126,15 +126,14 @@ def at_the_end(tensor):
 
 import importlib
 file = importlib.import_module("fundad_fast.ops.spline_sample")
-plain = file.coefficients
-file.coefficients = lambda image, beyond: at_the_end(plain(image, beyond))
+file._scratch = lambda floats: at_the_end(torch.zeros(floats))
 for shape in [(1, 5), (2, 6, 7), (1, 4, 5, 6), (1, 1, 1, 1)]:
     image = torch.randn(shape)
     top = torch.tensor(shape[1:])[:, None].float() - 1
     points = torch.cat([top + 9, top + 2, top, 0 * top - 9, 0 * top], 1)
     for beyond in ("edge", "zero"):
         with OPS["spline_sample"].using("cpu"):
-            spline_sample(image, at_the_end(points), beyond)
+            spline_sample(at_the_end(image), at_the_end(points), beyond)
     values = torch.rand(shape[1:])
     with OPS["clean_labels"].using("cpu"):
         clean_labels(at_the_end(values), at_the_end(values >= 0))

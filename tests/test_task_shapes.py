@@ -68,7 +68,7 @@ def test_cells_are_those_within_the_shape(size):
 @pytest.mark.parametrize("axes", [2, 3, 4])
 def test_rotations_and_shear(axes):
     rng = np.random.default_rng(0)
-    turned = [draw_rotation(rng, axes, np.pi / 2) for _ in range(500)]
+    turned = [np.array(draw_rotation(rng, axes, np.pi / 2)) for _ in range(500)]
     for one in turned:
         np.testing.assert_allclose(one @ one.T, np.eye(axes), atol=1e-12)
         assert np.linalg.det(one) == pytest.approx(1)

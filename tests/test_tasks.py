@@ -212,28 +212,19 @@ def _push_of(f: float) -> float:
 # ------------------------------------------------------------------------ intensity and the label
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_depth_is_the_distance_to_the_outside(size):
-    rng = np.random.default_rng(0)
-    drawn = [draw_form(rng, SIZES[size][1:], TaskSettings()).inside for _ in range(5)]
-    for inside in [*drawn, rng.random(SIZES[size][1:]) < 0.998]:
-        want = ndimage.distance_transform_edt(np.pad(inside, 1))[(slice(1, -1),) * inside.ndim]
-        np.testing.assert_allclose(intensity.depth(inside), want, rtol=0, atol=1e-4)
-    full = np.ones((5, 7) if inside.ndim == 2 else (5, 7, 9), bool)
-    assert intensity.depth(full).max() == 3
-
-
 def test_amounts_share_their_size_and_differ_in_sign():
     settings, rng = TaskSettings(), np.random.default_rng(0)
-    form = draw_form(rng, (32, 32), settings)
-    amounts = np.array(
-        [intensity.draw(rng, form, (32, 32), 3, settings).amount for _ in range(3000)]
-    )
+    drawn = [intensity.draw(rng, (32, 40), 3, settings) for _ in range(3000)]
+    amounts = np.array([one.amount for one in drawn])
+    widths = np.array([one.width for one in drawn]) / 32 - 0.02
     assert (np.abs(amounts) == np.abs(amounts[:, :1])).all()
     assert np.abs(amounts[:, 0]).mean() == pytest.approx(0.1 + 0.6, rel=0.05)
     assert np.abs(amounts[:, 0]).min() > 0.1
     np.testing.assert_allclose((amounts > 0).mean(0), 0.5, atol=0.04)
     assert 0.2 < ((amounts > 0).sum(1) % 3 == 0).mean() < 0.3
+    # Gamma(3, 0.01): its mean is 3 and its deviation the root of 3 times the scale.
+    assert widths.mean() == pytest.approx(0.03, rel=0.05)
+    assert widths.std() == pytest.approx(0.01 * math.sqrt(3), rel=0.06)
 
 
 def test_the_table_of_labels():

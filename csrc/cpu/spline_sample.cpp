@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace fundad::cpu {
@@ -12,6 +13,120 @@ namespace {
 
 constexpr std::int64_t kPoints = 1024;  // taken at a time
 constexpr float kReach = 2;             // cells beyond an image where points may be
+
+// The pole of the filter that turns values into coefficients of cubic B-splines: sqrt(3) - 2.
+constexpr float kPole = -0.26794919243112270647f;
+constexpr int kFar = 28;   // the filter's answer after so many cells is 1e-16 of what it was
+constexpr int kLanes = 8;  // lines filtered side by side: a line's steps wait for each other
+
+std::int64_t mirrored(std::int64_t i, std::int64_t n) {
+  if (n == 1) return 0;
+  const std::int64_t period = 2 * n - 2, at = i % period;
+  return std::min(at, period - at);
+}
+
+// Filters `lanes` lines of n values in place, `step` from value to value and `apart` from line to
+// line, and goes on for kSplineMargin cells on both sides. Unser 1999, with the sums beyond the ends
+// in closed form: beyond an edge all values are the outermost one; else the line is mirrored.
+template <class Lanes, class Apart>
+void filter_lanes(float* first, Lanes lanes, std::int64_t n, std::int64_t step, Apart apart,
+                  bool mirror) {
+  constexpr float z = kPole, constant = 1 / (1 - z), gain = 6;
+  float before[kLanes], sum[kLanes], last[kLanes];
+  for (int l = 0; l < lanes; ++l) {
+    const float* p = first + l * apart;
+    last[l] = p[(n - 1) * step];
+    before[l] = p[0] * constant;
+    if (mirror && n > 1) {
+      float power = 1, total = 0;
+      for (int k = 0; k < kFar; ++k, power *= z) total += power * p[mirrored(k, n) * step];
+      before[l] = total;
+    }
+    sum[l] = before[l];
+    first[l * apart] = sum[l];
+  }
+  const std::int64_t end = mirror ? n : n + kSplineMargin;
+  for (std::int64_t i = 1; i < n; ++i)
+    for (int l = 0; l < lanes; ++l) {
+      float& value = first[i * step + l * apart];
+      value = sum[l] = value + z * sum[l];
+    }
+  for (std::int64_t i = n; i < end; ++i)
+    for (int l = 0; l < lanes; ++l)
+      first[i * step + l * apart] = sum[l] = last[l] + z * sum[l];
+  for (int l = 0; l < lanes; ++l) {
+    if (!mirror || n == 1) {
+      const float rest = last[l] * constant;
+      sum[l] = -z * (rest * constant + (sum[l] - rest) * (1 / (1 - z * z)));
+    } else {
+      sum[l] = z / (z * z - 1) * (sum[l] + z * first[(n - 2) * step + l * apart]);
+    }
+    first[(end - 1) * step + l * apart] = gain * sum[l];
+  }
+  for (std::int64_t i = end - 2; i >= 0; --i)
+    for (int l = 0; l < lanes; ++l) {
+      float& value = first[i * step + l * apart];
+      sum[l] = z * (sum[l] - value);
+      value = gain * sum[l];
+    }
+  for (std::int64_t i = 1; i <= kSplineMargin; ++i)
+    for (int l = 0; l < lanes; ++l) {
+      float* p = first + l * apart;
+      if (mirror) {
+        p[-i * step] = p[mirrored(i, n) * step];
+        p[(n - 1 + i) * step] = p[mirrored(n - 1 + i, n) * step];
+      } else {
+        sum[l] = z * (sum[l] - before[l]);
+        p[-i * step] = gain * sum[l];
+      }
+    }
+}
+
+// The coefficients of a channel.
+void fill_table(const SplineImage& s, bool mirror, std::int64_t channel) {
+  // Three axes; those that are missing come first, and have one cell.
+  std::int64_t n[3] = {1, 1, 1}, wide[3] = {1, 1, 1}, low[3] = {0, 0, 0};
+  const auto missing = static_cast<int>(3 - s.axes);
+  for (int axis = missing; axis < 3; ++axis) {
+    n[axis] = s.size[axis - missing];
+    wide[axis] = n[axis] + 2 * kSplineMargin;
+    low[axis] = kSplineMargin;
+  }
+  const std::int64_t step[3] = {wide[1] * wide[2], wide[2], 1};
+  float* table = s.table + channel * wide[0] * step[0];
+  const float* image = s.image + channel * n[0] * n[1] * n[2];
+  const auto row_at = [&](std::int64_t z, std::int64_t y) {
+    return table + (z + low[0]) * step[0] + (y + low[1]) * step[1];
+  };
+  for (std::int64_t z = 0; z < n[0]; ++z)
+    for (std::int64_t y = 0; y < n[1]; ++y) {
+      const float* from = image + (z * n[1] + y) * n[2];
+      std::copy(from, from + n[2], row_at(z, y) + low[2]);
+    }
+  // From the last axis to the first: an axis that is done has its margins, the others do not.
+  for (std::int64_t z = 0; z < n[0]; ++z)
+    for (std::int64_t y = 0; y < n[1]; y += kLanes) {
+      const auto lanes = static_cast<int>(std::min<std::int64_t>(kLanes, n[1] - y));
+      filter_lanes(row_at(z, y) + low[2], lanes, n[2], 1, step[1], mirror);
+    }
+  const std::integral_constant<std::int64_t, 1> next{};
+  const std::integral_constant<int, kLanes> all{};
+  for (int axis = 1; axis >= missing; --axis) {
+    const std::int64_t planes = axis == 1 ? n[0] : 1, lines = axis == 1 ? wide[2] : step[0];
+    for (std::int64_t plane = 0; plane < planes; ++plane) {
+      float* first = table + low[axis] * step[axis];
+      if (axis == 1) first += (plane + low[0]) * step[0];
+      for (std::int64_t j = 0; j < lines; j += kLanes) {
+        const auto lanes = static_cast<int>(std::min<std::int64_t>(kLanes, lines - j));
+        if (lanes == kLanes) {  // known when it is compiled: vectors
+          filter_lanes(first + j, all, n[axis], step[axis], next, mirror);
+        } else {
+          filter_lanes(first + j, lanes, n[axis], step[axis], next, mirror);
+        }
+      }
+    }
+  }
+}
 
 // The four coefficients of a line that reach a point: the narrowest vector, which every x86 has.
 typedef float Four __attribute__((vector_size(16)));
@@ -78,6 +193,7 @@ void sample(const SplineImage& s, bool zero, std::int64_t lo, std::int64_t hi) {
   }
 }
 
+// A channel of an image, or points from `lo` on.
 struct Part {
   std::int64_t image, lo;
 };
@@ -85,17 +201,25 @@ struct Part {
 }  // namespace
 
 void spline_sample(const SplineImage* images, std::int64_t count, bool zero, int threads) {
-  std::vector<Part> parts;
-  for (std::int64_t i = 0; i < count; ++i)
+  std::vector<Part> tables, parts;
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t channel = 0; channel < images[i].channels; ++channel)
+      tables.push_back({i, channel});
     for (std::int64_t lo = 0; lo < images[i].n; lo += kPoints) parts.push_back({i, lo});
-  const auto total = static_cast<std::int64_t>(parts.size());
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (std::int64_t i = 0; i < total; ++i) {
-    const SplineImage& s = images[parts[i].image];
-    const std::int64_t lo = parts[i].lo, hi = std::min(s.n, lo + kPoints);
-    if (s.axes == 1) sample<1>(s, zero, lo, hi);
-    if (s.axes == 2) sample<2>(s, zero, lo, hi);
-    if (s.axes == 3) sample<3>(s, zero, lo, hi);
+  }
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(dynamic)
+    for (std::size_t i = 0; i < tables.size(); ++i)
+      fill_table(images[tables[i].image], zero, tables[i].lo);
+#pragma omp for schedule(dynamic)
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const SplineImage& s = images[parts[i].image];
+      const std::int64_t lo = parts[i].lo, hi = std::min(s.n, lo + kPoints);
+      if (s.axes == 1) sample<1>(s, zero, lo, hi);
+      if (s.axes == 2) sample<2>(s, zero, lo, hi);
+      if (s.axes == 3) sample<3>(s, zero, lo, hi);
+    }
   }
 }
 

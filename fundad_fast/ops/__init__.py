@@ -5,6 +5,7 @@ from . import _adapt, cuda, triton
 from ._registry import OPS, Choice, choices
 from .clean_labels import clean_labels
 from .distance_filter import distance_filter
+from .distance_transform import distance_transform
 from .kcenter import KCenterPlace, KCenterState, kcenter, kcenter_place, kcenter_state
 from .nearest import nearest
 from .nearest_bank import NearestPrepared, nearest_prepare
@@ -27,6 +28,7 @@ __all__ = [
     "clean_labels",
     "cuda",
     "distance_filter",
+    "distance_transform",
     "kcenter",
     "kcenter_place",
     "kcenter_state",

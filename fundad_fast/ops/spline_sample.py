@@ -224,21 +224,33 @@ def _why_not_cpu(image: list[Tensor], points: list[Tensor], beyond: str) -> str 
 @op.backend("cpu", _why_not_cpu)
 def _cpu(image: list[Tensor], points: list[Tensor], beyond: str) -> list[Tensor]:
     kept: list[Any] = []  # whatever has an address must live until the call is over
-    numbers, work, results = array("q"), 0.0, []
+    wanted, work, floats, results = [], 0.0, 0, []
     for one, at in zip(image, points, strict=True):
-        axes, (channels, n) = one.dim() - 1, (one.shape[0], at.shape[1])
+        size, (channels, n) = one.shape[1:], (one.shape[0], at.shape[1])
         results.append(one.new_empty(channels, n))
         if results[-1].numel() == 0:
             continue
-        table, at = coefficients(one, beyond).contiguous(), at.contiguous()
-        kept.append((table, at))
-        numbers.extend([table.data_ptr(), at.data_ptr(), results[-1].data_ptr()])
-        numbers.extend([axes, channels, n, *one.shape[1:], *[0] * (_MOST_AXES - axes)])
-        work += n * (64 + channels * 2 * 4.0**axes)  # the splines of a point, and their sums
-    if kept:
-        address, threads = numbers.buffer_info()[0], _adapt.threads(work)
-        _adapt.native().spline_sample_cpu(address, len(kept), beyond == "zero", threads)
+        one, at = one.contiguous(), at.contiguous()
+        kept.append((one, at))
+        where = (one.data_ptr(), at.data_ptr(), results[-1].data_ptr())
+        wanted.append((floats, where, channels, n, size))
+        table = channels * math.prod(k + 2 * _MARGIN for k in size)
+        floats += table
+        work += n * (64 + channels * 2 * 4.0 ** len(size)) + 8 * len(size) * table
+    if not wanted:
+        return results
+    scratch, numbers = _scratch(floats), array("q")
+    start = scratch.data_ptr()
+    for before, (pixels, at_, out), channels, n, size in wanted:
+        numbers.extend([pixels, start + 4 * before, at_, out, len(size), channels, n])
+        numbers.extend([*size, *[0] * (_MOST_AXES - len(size))])
+    address, threads = numbers.buffer_info()[0], _adapt.threads(work)
+    _adapt.native().spline_sample_cpu(address, len(wanted), beyond == "zero", threads)
     return results
+
+
+def _scratch(floats: int) -> Tensor:
+    return torch.empty(floats)
 
 
 @op.backend("torch")

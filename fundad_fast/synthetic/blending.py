@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from .canvas import Canvas, Spot, cells, channel_range, mean_change, upload
-from .masks import Form, Mask, Matrix, draw_rotation
+from .canvas import Canvas, Spot, box_of, channel_range, mean_change, upload
+from .masks import Form, Mask, Matrix, Rows, draw_rotation
 from .settings import TaskSettings
 
 
@@ -68,50 +67,56 @@ class Pool:
 def draw(rng: np.random.Generator, form: Form, pool: Pool, settings: TaskSettings) -> Piece:
     """Which piece of which image, and how it is turned and scaled."""
     source = int(rng.integers(len(pool.image)))
-    axes = len(pool.size)
-    corners = np.array(list(itertools.product(*[(0, n) for n in form.inside.shape]))).T
+    axes, extent = len(pool.size), form.inside.shape
     matrix = draw_rotation(rng, axes, settings.source_rotation)
-    low, high = _bounds(matrix, corners)
-    most = float(np.min(settings.source_share * np.array(pool.size) / (high - low)))
+    bounds = _bounds(matrix, extent)
+    most = min(
+        settings.source_share * n / (high - low)
+        for n, (low, high) in zip(pool.size, bounds, strict=True)
+    )
     scale = 1 + rng.exponential(settings.source_scale)
     if rng.random() < 0.5:
         scale = 1 / scale
-    matrix = matrix * min(scale, most)
-    low, high = _bounds(matrix, corners)
-    extent = (high - low).astype(int)
+    scale = min(scale, most)
+    matrix = [[value * scale for value in row] for row in matrix]
+    bounds = _bounds(matrix, extent)
+    window = [high - low for low, high in bounds]
     return Piece(
         source,
-        _window(rng, extent, pool, source, settings),
-        tuple(extent.tolist()),
-        matrix,
-        -low,
+        _window(rng, window, pool, source, settings),
+        tuple(window),
+        np.array(matrix),
+        np.array([-low for low, _ in bounds], float),
     )
 
 
-def _bounds(
-    matrix: Matrix, corners: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    turned = matrix @ corners
-    return np.floor(turned.min(1)), np.ceil(turned.max(1))
+def _bounds(matrix: Rows, extent: Sequence[int]) -> list[tuple[int, int]]:
+    """The whole numbers around what the box from 0 to ``extent`` becomes, along each axis."""
+    found = []
+    for row in matrix:
+        ends = [m * n for m, n in zip(row, extent, strict=True)]
+        low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)
+        found.append((math.floor(low), math.ceil(high)))
+    return found
 
 
 def _window(
     rng: np.random.Generator,
-    extent: NDArray[np.int64],
+    extent: Sequence[int],
     pool: Pool,
     source: int,
     settings: TaskSettings,
 ) -> tuple[int, ...]:
     """A window whose middle cell is on the source's object."""
-    room = np.array(pool.size) - extent + 1
-    corner = rng.integers(0, room)
+    room = [n - e + 1 for n, e in zip(pool.size, extent, strict=True)]
+    corner = tuple(int(rng.integers(0, n)) for n in room)
     if pool.mask is not None:
         on = pool.mask[source]
         for _ in range(settings.placement_tries - 1):
-            if on[tuple(corner + extent // 2)]:
+            if on[tuple(c + e // 2 for c, e in zip(corner, extent, strict=True))]:
                 break
-            corner = rng.integers(0, room)
-    return tuple(corner.tolist())
+            corner = tuple(int(rng.integers(0, n)) for n in room)
+    return corner
 
 
 def resample(
@@ -128,28 +133,25 @@ def resample(
         pool: where they come from.
         beyond: what surrounds the windows, see :func:`fundad_fast.ops.spline_sample`.
     """
-    windows, points = [], []
-    for piece, extent in zip(pieces, extents, strict=True):
-        box = tuple(slice(c, c + n) for c, n in zip(piece.corner, piece.extent, strict=True))
-        windows.append(pool.image[cells(piece.source, slice(None), *box)].contiguous())
-        points.append(_affine_points(piece, extent, pool.image.device))
-    values = ops.spline_sample(windows, points, beyond)
+    windows = [box_of(pool.image, p.source, p.corner, p.extent).contiguous() for p in pieces]
+    where = [_affine_points(piece, extent) for piece, extent in zip(pieces, extents, strict=True)]
+    values = ops.spline_sample(windows, upload(where, pool.image.device), beyond)
     return [
         value.clamp_(*pool.range_of(piece.source)).view(-1, *extent)
         for value, piece, extent in zip(values, pieces, extents, strict=True)
     ]
 
 
-def _affine_points(piece: Piece, extent: Sequence[int], device: torch.device) -> Tensor:
+def _affine_points(piece: Piece, extent: Sequence[int]) -> NDArray[np.float32]:
     axes = len(extent)
-    total = torch.from_numpy(piece.offset).float().to(device).view(axes, *[1] * axes)
-    matrix = torch.from_numpy(piece.matrix).float().to(device)
+    total: Any = piece.offset.astype(np.float32).reshape(axes, *[1] * axes)
+    matrix = piece.matrix.astype(np.float32)
     for axis, n in enumerate(extent):
-        line = matrix[:, axis, None] * torch.arange(n, dtype=torch.float32, device=device)
+        line = matrix[:, axis, None] * np.arange(n, dtype=np.float32)
         shape = [axes, *[1] * axes]
         shape[axis + 1] = n
-        total = total + line.view(shape)
-    return total.view(axes, math.prod(extent))
+        total = total + line.reshape(shape)
+    return np.asarray(total.reshape(axes, math.prod(extent)))
 
 
 def blend(canvas: Canvas, spots: Sequence[Spot], pool: Pool, settings: TaskSettings) -> None:
@@ -174,17 +176,16 @@ def paste(
     masks = upload([_framed(spot.form.inside) for spot in spots], canvas.image.device)
     blended = ops.poisson_blend(targets, sources, masks)
     for spot, target, mask, new in zip(spots, targets, masks, blended, strict=True):
-        low, high = canvas.range_of(spot.sample)
-        torch.minimum(torch.maximum(new, low, out=new), high, out=new)
+        canvas.keep_in_range(spot.sample, new, out=new)
         # Blending also alters cells around the shape.
         changed = mean_change(new, target) > settings.changed
-        canvas.crop_mask(spot).logical_or_(changed | mask)
+        canvas.crop_mask(spot).logical_or_(changed.logical_or_(mask))
         canvas.crop(spot).copy_(new)
 
 
 def _framed(inside: Mask) -> Mask:
     """Without the faces of the box, which blending leaves alone."""
     rest = np.zeros_like(inside)
-    within = tuple(slice(1, -1) for _ in inside.shape)
+    within = (slice(1, -1),) * inside.ndim
     rest[within] = inside[within]
     return rest

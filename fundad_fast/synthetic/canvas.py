@@ -58,7 +58,6 @@ class Canvas:
         original: ``[b, c, *s]`` before anything was done.
         image: the same, with what has been done so far.
         mask: ``[b, *s]`` bool, where anomalies are.
-        low, high: ``[b, c]``, the range of each channel of the original. Results are kept in it.
         spots: what has been done so far.
     """
 
@@ -68,21 +67,40 @@ class Canvas:
         self.mask = torch.zeros(
             image.shape[0], *image.shape[2:], dtype=torch.bool, device=image.device
         )
-        self.low, self.high = channel_range(image)
         self.spots: list[Spot] = []
 
     def crop(self, spot: Spot) -> Tensor:
         """``[c, *extent]`` of an anomaly's box, a view."""
-        return self.image[cells(spot.sample, slice(None), *spot.box)]
+        return box_of(self.image, spot.sample, spot.corner, spot.form.inside.shape)
 
     def crop_mask(self, spot: Spot) -> Tensor:
         """``[*extent]`` of the mask, a view."""
-        return self.mask[cells(spot.sample, *spot.box)]
+        return box_of(self.mask, spot.sample, spot.corner, spot.form.inside.shape)
 
-    def range_of(self, sample: int) -> tuple[Tensor, Tensor]:
-        """Of one image: ``low`` and ``high``, ``[c, 1, ...]``."""
-        shape = (-1, *[1] * (self.image.dim() - 2))
-        return self.low[sample].view(shape), self.high[sample].view(shape)
+    @cached_property
+    def _ranges(self) -> list[tuple[Tensor, Tensor]]:
+        lanes = [one.view(*one.shape, *[1] * (self.image.dim() - 2)).unbind()
+                 for one in channel_range(self.original)]
+        return list(zip(*lanes, strict=True))
+
+    def keep_in_range(self, sample: int, values: Tensor, out: Tensor) -> Tensor:
+        """Values ``[c, *extent]`` limited to the range of each channel of an image's original."""
+        low, high = self._ranges[sample]
+        return torch.clamp(values, low, high, out=out)
+
+
+def box_of(batch: Tensor, sample: int, corner: Sequence[int], extent: Sequence[int]) -> Tensor:
+    """The box of one image of a contiguous batch ``[b, ..., *s]``, a view ``[..., *extent]``.
+
+    One call of torch, where an index makes a view for each axis: with boxes of small images these
+    take longer than the work on them.
+    """
+    strides = batch.stride()
+    first = len(strides) - len(corner)
+    start = batch.storage_offset() + sample * strides[0]
+    for at, stride in zip(corner, strides[first:], strict=True):
+        start += at * stride
+    return batch.as_strided((*batch.shape[1:first], *extent), strides[1:], start)
 
 
 def channel_range(image: Tensor) -> tuple[Tensor, Tensor]:

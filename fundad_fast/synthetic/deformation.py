@@ -60,14 +60,9 @@ def draw(
     ``g_max``, and small ones are not pushed by less than ``g_min`` as far as they can be.
     """
     inside = form.inside
-    cells = np.flatnonzero(inside)
-    centre = np.unravel_index(cells[rng.integers(len(cells))], inside.shape)
-    rim = np.nonzero(inside & ~_eroded(inside))
-    square: Any = 0
-    for at, c in zip(rim, centre, strict=True):
-        at -= c
-        square = square + at * at
-    radius = float(np.sqrt(square).mean())
+    cells = inside.ravel().nonzero()[0]
+    place = _unravelled(int(cells[rng.integers(len(cells))]), inside.shape)
+    radius = _rim_radius(inside, place)
     farthest = radius / math.sqrt(2)
     low, high = 0.1 * farthest, 0.9 * farthest
     if settings.g_min >= high:
@@ -79,25 +74,41 @@ def draw(
     if radius == 0:
         return None
     moving = np.zeros_like(inside)
-    within = tuple(slice(1, -1) for _ in inside.shape)
+    within = (slice(1, -1),) * inside.ndim
     moving[within] = inside[within]
-    moving[centre] = False
-    place = tuple(int(c) for c in centre)
-    return Deformation(
-        kind, place, exponent(push / (math.sqrt(2) * radius)), np.flatnonzero(moving)
-    )
+    moving[place] = False
+    f = exponent(push / (math.sqrt(2) * radius))
+    return Deformation(kind, place, f, moving.ravel().nonzero()[0])
 
 
-def _eroded(inside: Mask) -> Mask:
-    """Cells whose neighbours across every face are in the shape, too; beyond the box is outside."""
-    rest = np.zeros_like(inside)
-    within = tuple(slice(1, -1) for _ in inside.shape)
-    kept = rest[within]
-    kept[...] = inside[within]
+def _unravelled(cell: int, extent: Sequence[int]) -> tuple[int, ...]:
+    place = []
+    for n in reversed(extent):
+        cell, at = divmod(cell, n)
+        place.append(at)
+    return tuple(reversed(place))
+
+
+def _rim_radius(inside: Mask, centre: Sequence[int]) -> float:
+    """The mean distance of the cells at the rim from one of the shape.
+
+    Those at the rim have a neighbour across a face that is not in the shape; beyond the box is
+    outside.
+    """
+    within = (slice(1, -1),) * inside.ndim
+    rim = inside.copy()
+    inner = inside[within].copy()
     for axis in range(inside.ndim):
         for side in (slice(None, -2), slice(2, None)):
-            kept &= inside[(*within[:axis], side, *within[axis + 1 :])]
-    return rest
+            inner &= inside[(*within[:axis], side, *within[axis + 1 :])]
+    rim[within] ^= inner
+    cells: Any = rim.ravel().nonzero()[0]
+    square: Any = 0
+    for n, c in zip(reversed(inside.shape), reversed(centre), strict=True):
+        cells, at = np.divmod(cells, n)
+        at -= c
+        square = square + at * at
+    return float(np.add.reduce(np.sqrt(square))) / len(square)
 
 
 def deform(canvas: Canvas, spots: Sequence[Spot]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from .canvas import Canvas, cells, mean_change
+from .canvas import Canvas, box_of, mean_change
 
 F32 = NDArray[np.float32]
 Box = tuple[slice, ...]
@@ -24,7 +24,7 @@ def flipped_gaussian(difference: Tensor, sigma: float) -> Tensor:
         difference: of any shape.
         sigma: in the image's units.
     """
-    return -torch.expm1(difference.square() * (-0.5 / sigma**2))
+    return difference.square().mul_(-0.5 / sigma**2).expm1_().neg_()
 
 
 def label(canvas: Canvas, sigma: float, clean: bool) -> Tensor:
@@ -38,14 +38,24 @@ def label(canvas: Canvas, sigma: float, clean: bool) -> Tensor:
     """
     result = torch.zeros_like(canvas.mask, dtype=torch.float32)
     places = regions(canvas)
-    raw, inside = [], []
-    for sample, box in places:
-        at = cells(sample, slice(None), *box)
-        difference = mean_change(canvas.image[at], canvas.original[at])
-        inside.append(canvas.mask[sample][box].contiguous())
-        raw.append(flipped_gaussian(difference, sigma).masked_fill_(~inside[-1], 0))
-    for (sample, box), one in zip(places, ops.clean_labels(raw, inside) if clean else raw):
-        result[sample][box] = one
+    corners = [(sample, [s.start for s in box]) for sample, box in places]
+    extents = [tuple(s.stop - s.start for s in box) for _, box in places]
+    differences, parts = [], []
+    for (sample, corner), extent in zip(corners, extents, strict=True):
+        after = box_of(canvas.image, sample, corner, extent)
+        before = box_of(canvas.original, sample, corner, extent)
+        differences.append(mean_change(after, before).view(-1))
+        parts.append(box_of(canvas.mask, sample, corner, extent).reshape(-1))
+    # All of them in one row: boxes are many and small, and each call of torch costs as much as one.
+    inside = torch.cat(parts)
+    raw = flipped_gaussian(torch.cat(differences), sigma).masked_fill_(~inside, 0)
+    lengths = [len(part) for part in parts]
+    values = [one.view(extent) for one, extent in zip(raw.split(lengths), extents, strict=True)]
+    if clean:
+        masks = [one.view(n) for one, n in zip(inside.split(lengths), extents, strict=True)]
+        values = ops.clean_labels(values, masks)
+    for (sample, corner), extent, one in zip(corners, extents, values, strict=True):
+        box_of(result, sample, corner, extent).copy_(one)
     return result
 
 

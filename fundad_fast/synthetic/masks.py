@@ -72,52 +72,76 @@ def draw_form(rng: np.random.Generator, size: Sequence[int], settings: TaskSetti
     """
     extent = draw_extent(rng, size, settings)
     ellipsoid = bool(rng.random() < 0.5)
-    matrix = _sheared(rng, len(size), settings.shear)
-    matrix = draw_rotation(rng, len(size), settings.rotation) @ matrix
+    matrix = _turned(rng, _sheared(rng, len(size), settings.shear), settings.rotation)
     reach = _reach(matrix, extent)
     most = limits(size, settings)[1]
     over = max((2 * r + 1) / m for r, m in zip(reach, most, strict=True))
     if over > 1:  # once, as the code does it: the result may still be too large by a cell
-        matrix = matrix / over
+        matrix = [[value / over for value in row] for row in matrix]
         reach = _reach(matrix, extent)
     half = tuple(n / 2 for n in extent)
-    inverse = np.linalg.inv(matrix)
-    return Form(ellipsoid, half, matrix, inverse, _inside(ellipsoid, half, inverse, reach))
+    inverse = _inverse(matrix)
+    inside = _inside(ellipsoid, half, inverse, reach)
+    return Form(ellipsoid, half, np.array(matrix), np.array(inverse), inside)
 
 
-def _sheared(rng: np.random.Generator, axes: int, sigma: float) -> Matrix:
-    matrix = np.eye(axes)
+# Matrices are lists of rows: of two or three axes a call of numpy takes longer than the arithmetic.
+Rows = list[list[float]]
+
+
+def unit(axes: int) -> Rows:
+    """The matrix that changes nothing."""
+    return [[float(row == column) for column in range(axes)] for row in range(axes)]
+
+
+def _sheared(rng: np.random.Generator, axes: int, sigma: float) -> Rows:
+    matrix = unit(axes)
     for row in range(axes):
-        other = int(rng.integers(axes - 1))
-        matrix[row, other + (other >= row)] = rng.normal(0, sigma)
+        # Of one other axis nothing is drawn, by numpy neither.
+        other = int(rng.integers(axes - 1)) if axes > 2 else 0
+        matrix[row][other + (other >= row)] = rng.normal(0, sigma)
     return matrix
 
 
-def draw_rotation(rng: np.random.Generator, axes: int, most: float) -> Matrix:
-    """A product of rotations by ± ``most`` radians, one for each pair of axes."""
-    pairs = list(itertools.combinations(range(axes), 2))
-    matrix = np.eye(axes)
+def draw_rotation(rng: np.random.Generator, axes: int, most: float) -> Rows:
+    """A product of rotations by ± ``most`` radians, one for each pair of axes: its rows."""
+    return _turned(rng, unit(axes), most)
+
+
+def _turned(rng: np.random.Generator, matrix: Rows, most: float) -> Rows:
+    pairs = list(itertools.combinations(range(len(matrix)), 2))
     for (a, b), angle in zip(pairs, rng.uniform(-most, most, len(pairs)).tolist(), strict=True):
         cosine, sine = math.cos(angle), math.sin(angle)
         one, other = matrix[a], matrix[b]
-        matrix[a], matrix[b] = cosine * one - sine * other, sine * one + cosine * other
+        matrix[a] = [cosine * x - sine * y for x, y in zip(one, other, strict=True)]
+        matrix[b] = [sine * x + cosine * y for x, y in zip(one, other, strict=True)]
     return matrix
 
 
-def _reach(matrix: Matrix, extent: Sequence[int]) -> list[int]:
+def _inverse(matrix: Rows) -> Rows:
+    if len(matrix) != 2:
+        rows: Rows = np.linalg.inv(np.array(matrix)).tolist()
+        return rows
+    (a, b), (c, d) = matrix
+    determinant = a * d - b * c
+    return [[d / determinant, -b / determinant], [-c / determinant, a / determinant]]
+
+
+def _reach(matrix: Rows, extent: Sequence[int]) -> list[int]:
     """How far the centres of the corner cells lie from the middle, in whole cells, outwards."""
-    corner = np.abs(matrix) @ ((np.array(extent) - 1) / 2)
-    return [math.ceil(r) for r in corner.tolist()]
+    return [
+        math.ceil(sum(abs(m) * ((n - 1) / 2) for m, n in zip(row, extent, strict=True)))
+        for row in matrix
+    ]
 
 
-def _inside(ellipsoid: bool, half: Sequence[float], inverse: Matrix, reach: Sequence[int]) -> Mask:
-    inverse = inverse / np.array(half)[:, None]
+def _inside(ellipsoid: bool, half: Sequence[float], inverse: Rows, reach: Sequence[int]) -> Mask:
     lines = [np.arange(-r, r + 1.0) for r in reach]
     total: Any = None
-    for row in inverse.tolist():
-        along: Any = row[0] * lines[0]
+    for row, extent in zip(inverse, half, strict=True):
+        along: Any = (row[0] / extent) * lines[0]
         for factor, line in zip(row[1:], lines[1:], strict=True):
-            along = along[..., None] + factor * line
+            along = along[..., None] + (factor / extent) * line
         if ellipsoid:
             along = np.square(along, out=along)
             total = along if total is None else np.add(total, along, out=total)
@@ -146,11 +170,11 @@ def place(
     """
     room = [n - e + 1 for n, e in zip(size, inside.shape, strict=True)]
     if on is None:
-        return tuple(rng.integers(0, room).tolist())
+        return tuple(int(rng.integers(0, n)) for n in room)
     cells = np.count_nonzero(inside)
     best, most = (0,) * len(room), -1
     for _ in range(settings.placement_tries):
-        corner = tuple(rng.integers(0, room).tolist())
+        corner = tuple(int(rng.integers(0, n)) for n in room)
         window = on[tuple(slice(c, c + e) for c, e in zip(corner, inside.shape, strict=True))]
         shared = int(np.count_nonzero(window & inside))
         if shared > most:

@@ -156,10 +156,9 @@ def interpolate_blended(canvas: Canvas, spots: Sequence[Spot], pool: Pool) -> No
     masks = upload([spot.form.inside for spot in spots], canvas.image.device)
     blended = ops.poisson_blend(targets, [other.contiguous() for other in others], masks)
     for spot, target, mask, new in zip(spots, targets, masks, blended, strict=True):
-        low, high = canvas.range_of(spot.sample)
         new = target + (new - target) * spot.decision.factor
         canvas.crop_mask(spot).logical_or_(mask)
-        canvas.crop(spot).copy_(torch.minimum(torch.maximum(new, low), high))
+        canvas.keep_in_range(spot.sample, new, out=canvas.crop(spot))
 
 
 def cut_and_paste(canvas: Canvas, spots: Sequence[Spot]) -> None:
@@ -171,9 +170,8 @@ def cut_and_paste(canvas: Canvas, spots: Sequence[Spot]) -> None:
         )
         piece = canvas.original[cells(spot.sample, slice(None), *taken)] * patch.brightness
         mean = piece.mean()
-        low, high = canvas.range_of(spot.sample)
         piece = (piece - mean) * patch.contrast + mean
-        canvas.crop(spot).copy_(torch.minimum(torch.maximum(piece, low), high))
+        canvas.keep_in_range(spot.sample, piece, out=canvas.crop(spot))
         canvas.crop_mask(spot).fill_(True)
 
 

@@ -198,7 +198,7 @@ class Inputs:
             kind: deformation.Kind = "sink" if task == "sink" else "source"
             decision = deformation.draw(rng, form, kind, settings)
         elif task == "intensity":
-            decision = intensity.draw(rng, form, size, self.channels, settings)
+            decision = intensity.draw(rng, size, self.channels, settings)
         else:
             pool = _given(self.own if task == "intra" else self.foreign)
             decision = blending.draw(rng, form, pool, settings)

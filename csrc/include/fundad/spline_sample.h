@@ -8,12 +8,14 @@ namespace fundad {
 // Coefficients are kept for so many cells beyond an image, on each side.
 constexpr std::int64_t kSplineMargin = 3;
 
-// One image of one to three axes, none of them empty: the coefficients `table`
-// [channels, *(size + 2 kSplineMargin)] and points [axes, n], in cells -> out [channels, n].
+// One image [channels, *size] of one to three axes, none of them empty, and points [axes, n], in
+// cells -> out [channels, n]. `table` [channels, *(size + 2 kSplineMargin)] is filled with the
+// coefficients of the spline.
 //
-// Plain integers and addresses, 9 x 8 bytes, so that a list of images is one array.
+// Plain integers and addresses, 10 x 8 bytes, so that a list of images is one array.
 struct SplineImage {
-  const float* table;
+  const float* image;
+  float* table;
   const float* points;
   float* out;
   std::int64_t axes, channels, n;
