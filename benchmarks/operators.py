@@ -152,6 +152,32 @@ def _labels_work(sizes: tuple[int, ...]) -> Work:
     return Work(operations, traffic)
 
 
+def _depths(device: str, sizes: tuple[int, ...]) -> Run:
+    boxes = [box(shape, seed) for seed in range(sizes[0]) for shape in BOXES.values()]
+    masks = [mask.to(device) for _, _, mask in boxes]
+    return lambda i: ops.distance_transform(masks)
+
+
+def _depths_work(sizes: tuple[int, ...]) -> Work:
+    cells = sum(float(torch.Size(shape[1:]).numel()) for shape in BOXES.values()) * sizes[0]
+    return Work(10 * cells, 5 * cells)
+
+
+def _changes(device: str, sizes: tuple[int, ...]) -> Run:
+    """A batch of images of 256 pixels, most of each of them changed."""
+    before = torch.rand(sizes[0], 1, 256, 256, device=device)
+    after = before + 0.3 * torch.randn_like(before)
+    mask = torch.zeros(sizes[0], 256, 256, dtype=torch.bool, device=device)
+    mask[:, 9:240, 5:250] = True
+    boxes = [(i, 9, 5, 231, 245) for i in range(sizes[0])]
+    return lambda i: ops.change_labels(after, before, mask, boxes, sigma=0.2)
+
+
+def _changes_work(sizes: tuple[int, ...]) -> Work:
+    cells = 231.0 * 245 * sizes[0]
+    return Work(40 * cells, 13 * cells)
+
+
 RESNET18, WIDE = "ResNet-18 at 784 px", "WideResNet-50 at 784 px"
 GPU = ("cuda",)
 
@@ -183,4 +209,6 @@ CASES = [
     Case("poisson_blend", "20 boxes, 2-D and 3-D", _blend, _blend_work, (4,), (1,)),
     Case("spline_sample", "20 boxes, 2-D and 3-D", _spline, _spline_work, (4,), (1,)),
     Case("clean_labels", "20 boxes, 2-D and 3-D", _labels, _labels_work, (4,), (1,)),
+    Case("distance_transform", "20 boxes, 2-D and 3-D", _depths, _depths_work, (4,), (1,)),
+    Case("change_labels", "16 images of 256 px", _changes, _changes_work, (16,), (1,)),
 ]

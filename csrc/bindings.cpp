@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 
+#include "fundad/change_labels.h"
 #include "fundad/clean_labels.h"
 #include "fundad/distance_filter.h"
 #include "fundad/distance_transform.h"
@@ -176,6 +177,18 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
         fundad::cpu::spline_sample(at<const SplineImage>(images), count, zero, threads);
       },
       arg("images"), arg("count"), arg("zero"), arg("threads"), no_gil());
+  m.def(
+      "change_labels_cpu",
+      [](Address after, Address before, Address mask, Address out, Size axes, Size channels,
+         Address size, Address boxes, Size count, float sigma, bool clean, int threads) {
+        fundad::cpu::change_labels(
+            {at<const float>(after), at<const float>(before), at<const bool>(mask), at<float>(out),
+             axes, channels, at<const Size>(size), at<const Size>(boxes), count, sigma, clean},
+            threads);
+      },
+      arg("after"), arg("before"), arg("mask"), arg("out"), arg("axes"), arg("channels"),
+      arg("size"), arg("boxes"), arg("count"), arg("sigma"), arg("clean"), arg("threads"),
+      no_gil());
   m.def(
       "clean_labels_cpu",
       [](Address boxes, Size count, int threads) {

@@ -17,6 +17,7 @@ from fundad_fast.ops import OPS, _adapt
 
 # No backend may go missing without a word: whoever adds one writes it down here.
 PROMISED = {
+    "change_labels": {"cpu", "torch"},
     "clean_labels": {"cpu", "torch"},
     "distance_filter": {"cpu", "torch", "triton"},
     "distance_transform": {"cpu", "torch"},
@@ -28,7 +29,7 @@ PROMISED = {
     "spline_sample": {"cpu", "torch"},
 }
 # Native code that is compiled once, for the narrowest vectors, and asks for no instruction set.
-COMPILED_ONCE = {"clean_labels", "distance_transform", "spline_sample"}
+COMPILED_ONCE = {"change_labels", "clean_labels", "distance_transform", "spline_sample"}
 WITHOUT_A_GPU = ("cpu", "torch", "triton")
 Case = tuple[str, str, str]  # operator, backend, instruction set or ""
 

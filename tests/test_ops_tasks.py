@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spline_sample and clean_labels: laws, what is refused in words, and the ends of memory."""
+"""spline_sample, clean_labels, change_labels: laws, what is refused in words, and the ends of memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fundad_fast import ops
 from fundad_fast.ops import OPS, clean_labels, spline_sample
 
 BACKENDS = ["cpu", "torch"]
@@ -94,8 +95,9 @@ def test_what_is_refused_is_refused_in_words():
             "float64, and the native code computes in float32",
         ),
         ("clean_labels", (x[0], x[0] == 0), "labels have 4 axes, the native code takes up to 3"),
+        ("distance_transform", (x[0] == 0,), "a mask has 4 axes, the native code takes up to 3"),
     ):
-        call = spline_sample if op == "spline_sample" else clean_labels
+        call = getattr(ops, op)
         with OPS[op].using("cpu"):
             if words is None:
                 call(*args)
@@ -109,7 +111,7 @@ def test_memory_is_not_read_beyond_its_end():
     """Behind the last cell of each tensor lies a page that may not be touched."""
     code = """
 import ctypes, mmap, torch
-from fundad_fast.ops import OPS, clean_labels, spline_sample
+from fundad_fast.ops import OPS, change_labels, clean_labels, distance_transform, spline_sample
 from fundad_fast.ops import _adapt
 
 page, libc, kept = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True), []
@@ -137,6 +139,12 @@ for shape in [(1, 5), (2, 6, 7), (1, 4, 5, 6), (1, 1, 1, 1)]:
     values = torch.rand(shape[1:])
     with OPS["clean_labels"].using("cpu"):
         clean_labels(at_the_end(values), at_the_end(values >= 0))
+    with OPS["distance_transform"].using("cpu"):
+        distance_transform(at_the_end(values >= 0))
+    whole, mask = at_the_end(image[None]), at_the_end((values >= 0)[None])
+    with OPS["change_labels"].using("cpu"):
+        box = (0, *[0] * values.dim(), *values.shape)
+        change_labels(whole, at_the_end(0 * image[None]), mask, [box], sigma=1)
 """
     # -P: what is installed, not the folder that the tests are run from.
     subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from fundad_fast.ops import OPS, clean_labels
+from fundad_fast.ops import OPS, change_labels, clean_labels
 from fundad_fast.synthetic import (
     EXTRA_TASKS,
     TASKS,
@@ -20,7 +20,6 @@ from fundad_fast.synthetic import (
     deformation,
     embedded_external,
     intensity,
-    labels,
     synthesize,
 )
 from fundad_fast.synthetic.canvas import Canvas
@@ -227,13 +226,15 @@ def test_amounts_share_their_size_and_differ_in_sign():
     assert widths.std() == pytest.approx(0.01 * math.sqrt(3), rel=0.06)
 
 
-def test_the_table_of_labels():
-    difference = torch.tensor([0, 0.05, 0.1, 0.2, 0.4, 0.6])
-    want = torch.tensor([0, 0.031, 0.118, 0.393, 0.865, 0.989])
-    got = labels.flipped_gaussian(difference, 0.2)
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_the_table_of_labels(backend):
+    difference = torch.tensor([0, 0.05, 0.1, 0.2, 0.4, 0.6, 1e-5]).expand(1, 2, 7)
+    want = torch.tensor([0, 0.031, 0.118, 0.393, 0.865, 0.989, 1.25e-9])
+    args = difference, 0 * difference, torch.ones(1, 7, dtype=torch.bool), [(0, 0, 7)]
+    with OPS["change_labels"].using(backend):
+        got = change_labels(*args, sigma=0.2, clean=False)[0]
     torch.testing.assert_close(got, want, rtol=0, atol=5e-4)
-    tiny = labels.flipped_gaussian(torch.tensor([1e-5]), 0.2)
-    assert float(tiny) == pytest.approx(1.25e-9, rel=1e-3)  # not lost as 1 - 1
+    assert float(got[-1]) == pytest.approx(1.25e-9, rel=1e-3)  # not lost as 1 - 1
 
 
 @pytest.mark.parametrize("shape", [(40, 37), (13, 15, 14), (1, 9), (2, 2, 7), (6, 5, 5, 6)])

@@ -26,8 +26,8 @@ std::int64_t mirrored(std::int64_t i, std::int64_t n) {
 }
 
 // Filters `lanes` lines of n values in place, `step` from value to value and `apart` from line to
-// line, and goes on for kSplineMargin cells on both sides. Unser 1999, with the sums beyond the ends
-// in closed form: beyond an edge all values are the outermost one; else the line is mirrored.
+// line, and goes on for kSplineMargin cells on both sides. Unser 1999, with the sums beyond the
+// ends in closed form: beyond an edge all values are the outermost one; else the line is mirrored.
 template <class Lanes, class Apart>
 void filter_lanes(float* first, Lanes lanes, std::int64_t n, std::int64_t step, Apart apart,
                   bool mirror) {
@@ -52,8 +52,7 @@ void filter_lanes(float* first, Lanes lanes, std::int64_t n, std::int64_t step, 
       value = sum[l] = value + z * sum[l];
     }
   for (std::int64_t i = n; i < end; ++i)
-    for (int l = 0; l < lanes; ++l)
-      first[i * step + l * apart] = sum[l] = last[l] + z * sum[l];
+    for (int l = 0; l < lanes; ++l) first[i * step + l * apart] = sum[l] = last[l] + z * sum[l];
   for (int l = 0; l < lanes; ++l) {
     if (!mirror || n == 1) {
       const float rest = last[l] * constant;

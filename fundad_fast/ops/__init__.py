@@ -3,6 +3,7 @@
 
 from . import _adapt, cuda, triton
 from ._registry import OPS, Choice, choices
+from .change_labels import change_labels
 from .clean_labels import clean_labels
 from .distance_filter import distance_filter
 from .distance_transform import distance_transform
@@ -24,6 +25,7 @@ __all__ = [
     "KCenterState",
     "NearestPrepared",
     "build",
+    "change_labels",
     "choices",
     "clean_labels",
     "cuda",

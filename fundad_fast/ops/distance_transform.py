@@ -69,9 +69,7 @@ def fake(mask: list[Tensor]) -> list[Tensor]:
                 f"distance_transform: want mask [*s] bool, got {list(one.shape)} {one.dtype}"
             )
         if one.device != mask[0].device:
-            raise ValueError(
-                f"distance_transform: want all on {mask[0].device}, got {one.device}"
-            )
+            raise ValueError(f"distance_transform: want all on {mask[0].device}, got {one.device}")
     return [torch.empty(one.shape, dtype=torch.float32, device=one.device) for one in mask]
 
 

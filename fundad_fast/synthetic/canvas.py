@@ -79,8 +79,10 @@ class Canvas:
 
     @cached_property
     def _ranges(self) -> list[tuple[Tensor, Tensor]]:
-        lanes = [one.view(*one.shape, *[1] * (self.image.dim() - 2)).unbind()
-                 for one in channel_range(self.original)]
+        lanes = [
+            one.view(*one.shape, *[1] * (self.image.dim() - 2)).unbind()
+            for one in channel_range(self.original)
+        ]
         return list(zip(*lanes, strict=True))
 
     def keep_in_range(self, sample: int, values: Tensor, out: Tensor) -> Tensor:

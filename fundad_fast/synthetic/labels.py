@@ -6,25 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from .canvas import Canvas, box_of, mean_change
+from .canvas import Canvas
 
 F32 = NDArray[np.float32]
 Box = tuple[slice, ...]
-
-
-def flipped_gaussian(difference: Tensor, sigma: float) -> Tensor:
-    """1 - exp(-Δ²/2σ²), as a share of what a Gaussian loses: "Many tasks make light work".
-
-    Args:
-        difference: of any shape.
-        sigma: in the image's units.
-    """
-    return difference.square().mul_(-0.5 / sigma**2).expm1_().neg_()
 
 
 def label(canvas: Canvas, sigma: float, clean: bool) -> Tensor:
@@ -32,31 +21,17 @@ def label(canvas: Canvas, sigma: float, clean: bool) -> Tensor:
 
     Args:
         canvas: the batch, with its anomalies made.
-        sigma: of :func:`flipped_gaussian` of the mean absolute difference over the channels.
+        sigma: see :func:`fundad_fast.ops.change_labels`.
         clean: close and fill them, see :func:`fundad_fast.ops.clean_labels`; before that, labels
             are 0 outside the mask, and closing may fill gaps between its parts.
     """
-    result = torch.zeros_like(canvas.mask, dtype=torch.float32)
-    places = regions(canvas)
-    corners = [(sample, [s.start for s in box]) for sample, box in places]
-    extents = [tuple(s.stop - s.start for s in box) for _, box in places]
-    differences, parts = [], []
-    for (sample, corner), extent in zip(corners, extents, strict=True):
-        after = box_of(canvas.image, sample, corner, extent)
-        before = box_of(canvas.original, sample, corner, extent)
-        differences.append(mean_change(after, before).view(-1))
-        parts.append(box_of(canvas.mask, sample, corner, extent).reshape(-1))
-    # All of them in one row: boxes are many and small, and each call of torch costs as much as one.
-    inside = torch.cat(parts)
-    raw = flipped_gaussian(torch.cat(differences), sigma).masked_fill_(~inside, 0)
-    lengths = [len(part) for part in parts]
-    values = [one.view(extent) for one, extent in zip(raw.split(lengths), extents, strict=True)]
-    if clean:
-        masks = [one.view(n) for one, n in zip(inside.split(lengths), extents, strict=True)]
-        values = ops.clean_labels(values, masks)
-    for (sample, corner), extent, one in zip(corners, extents, values, strict=True):
-        box_of(result, sample, corner, extent).copy_(one)
-    return result
+    boxes = [
+        (sample, *(lane.start for lane in box), *(lane.stop - lane.start for lane in box))
+        for sample, box in regions(canvas)
+    ]
+    return ops.change_labels(
+        canvas.image, canvas.original, canvas.mask, boxes, sigma=sigma, clean=clean
+    )
 
 
 def regions(canvas: Canvas) -> list[tuple[int, Box]]:
