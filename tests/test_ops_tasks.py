@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spline_sample, clean_labels, change_labels: laws, what is refused in words, and the ends of memory."""
+"""Operators of the synthetic tasks: laws, what is refused in words, and the ends of memory."""
 
 from __future__ import annotations
 
