@@ -82,8 +82,41 @@ def test_components_have_a_lesions_size_and_lie_inside_whole():
     assert np.bincount(half.ravel())[1:].max() <= 15
 
 
+def test_small_and_large_components_lie_side_by_side_and_do_not_touch():
+    import cv2
+
+    room = np.ones((256, 256), bool)
+    spread = {}
+    for noises in (1, 4):
+        ratios = []
+        for seed in range(12):
+            rule = settings(noises=noises, exponent_min=3, components_max=100)
+            found = draw_components(np.random.default_rng(seed), room, rule, 256**2)
+            count = cv2.connectedComponents((found > 0).astype(np.uint8), connectivity=8)[0]
+            assert count - 1 == found.max()
+            areas = np.bincount(found.ravel())[1:]
+            if len(areas) >= 4:
+                ratios.append(areas.max() / np.median(areas))
+        spread[noises] = np.median(ratios)
+    assert spread[4] > 1.5 * spread[1]
+
+
+def test_a_tile_has_its_share_of_an_images_components_of_the_same_size():
+    rule = settings(components_max=60)
+    numbers, middles = {256: [], 128: []}, {256: [], 128: []}
+    for side, seen in numbers.items():
+        for seed in range(40):
+            room = np.ones((side, side), bool)
+            found = draw_components(np.random.default_rng(seed), room, rule, 256**2)
+            seen.append(found.max())
+            middles[side] += np.bincount(found.ravel())[1:].tolist()
+    assert max(numbers[256]) > 30
+    assert max(numbers[128]) <= 15
+    assert 0.6 < np.mean(middles[128]) / np.mean(middles[256]) < 1.6
+
+
 def test_all_of_the_noise_covers_more_than_lesions_do(eyes):
-    few = mixed(eyes).mask.float().mean()
+    few = mixed(eyes, components_max=10).mask.float().mean()
     most = mixed(eyes, masks="perlin", exponent_min=0, exponents_apart=8).mask
     assert most.float().mean() > 2 * few
     assert not (most & ~eyes[2]).any()
@@ -102,7 +135,7 @@ def blocks():
 
 def test_the_default_fusion_rises_from_nothing_at_the_rim():
     found = blocks()
-    weight = fusion_map(np.random.default_rng(0), found, settings(edge=4.0))
+    weight = fusion_map(np.random.default_rng(0), found, settings(edge=4.0, strength=(1, 1)))
     assert not weight[found == 0].any()
     assert weight[found > 0].min() > 0
     framed = np.pad(weight, 1)
@@ -110,10 +143,12 @@ def test_the_default_fusion_rises_from_nothing_at_the_rim():
         assert np.abs(np.diff(framed, axis=axis)).max() <= 1 / 4 + 1e-6
     assert weight[7, 9] == 1
     assert weight[found == 2].max() == pytest.approx(1 / 4)
-    half = fusion_map(np.random.default_rng(0), found, settings(edge=1.0))
+    half = fusion_map(np.random.default_rng(0), found, settings(edge=1.0, strength=(1, 1)))
     assert half[2, 9] == pytest.approx(3 / 4)  # by default the rise ends at half of the depth
-    deep = fusion_map(np.random.default_rng(0), found, settings(edge=1.0, ramp=1.0))
-    assert deep[2, 9] == pytest.approx(3 / 8)  # three pixels in, of eight
+    rule = settings(edge=1.0, ramp=1.0, strength=(0.6, 0.9))
+    deep = fusion_map(np.random.default_rng(0), found, rule)
+    strengths = [deep[2, 9] * 8 / 3, deep[33, 34]]  # three pixels in, of eight; a middle
+    assert 0.6 <= min(strengths) < max(strengths) <= 0.9  # each component's own
 
 
 def test_self_mix_starts_from_its_share_at_the_rim():
@@ -259,7 +294,7 @@ def test_no_background_of_the_source_is_in_a_patch(eyes):
         seeds=(0, 1, 2),
         sources=sources,
         source_masks=disc,
-        settings=settings(augmentations=0, crop_min=0.9, match_colours=False),
+        settings=settings(augmentations=0, crop_min=0.9, crop_max=1.0, match_colours=False),
     )
     assert made.mask.any()
     torch.testing.assert_close(made.image, torch.full_like(image, 0.5))

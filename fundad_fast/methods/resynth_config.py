@@ -177,6 +177,7 @@ _DRAEM: dict[str, Any] = {
         "match_colours": False,
         "patch": "mask",
         "crop_min": 1.0,
+        "crop_max": 1.0,
         "augmentation": "draem",
         "fusion": "constant",
         "rim": (0.2, 1.0),

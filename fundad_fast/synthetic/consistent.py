@@ -17,10 +17,13 @@ from .photometry import Patch, augment
 from .tasks import Synthetic
 
 _TRIES = 6
-"""Noises drawn for an image until one has a component of the wanted size."""
+"""Further noises drawn for an image until one has a component of the wanted size."""
 
 _LEAST_PIXELS = 4
 """The least component of a small image; of fewer pixels no shape is seen."""
+
+_LEAST_CELL = 3
+"""Pixels of a cell of the noise: of smaller ones, components are single pixels."""
 
 _LEAST_SIDE = 16
 
@@ -106,52 +109,69 @@ def mix_in(
 def draw_components(
     rng: np.random.Generator, room: Mask, settings: ConsistentSettings, area: int
 ) -> NDArray[np.int32]:
-    """Numbered components ``[h, w]``, 0 for none, all of them inside ``room``.
+    """Numbered components ``[h, w]``, 0 for none, all of them inside ``room``, none touching.
 
     Args:
         rng: drawn from.
         room: ``[h, w]`` bool.
         settings: the noise, and which components are kept.
-        area: pixels that the shares of area are of.
+        area: pixels that the shares of area are of, and over which the noise's cells are counted.
     """
     import cv2
 
     result = np.zeros(room.shape, np.int32)
-    for _ in range(_TRIES):
-        noise = _noise(rng, (room.shape[0], room.shape[1]), settings)
-        high = noise > settings.threshold
-        if settings.masks == "perlin":
-            cut = (high & room).astype(np.uint8)
+    share = min(1.0, room.size / area)
+    if settings.masks == "perlin":
+        for _ in range(_TRIES):
+            cut = ((_noise(rng, room.shape, share, settings) > settings.threshold) & room).astype(
+                np.uint8
+            )
             count, numbered = cv2.connectedComponents(cut, connectivity=8)
             if count > 1:
                 return np.asarray(numbered, np.int32)
-            continue
-        count, numbered, stats, _ = cv2.connectedComponentsWithStats(
-            high.astype(np.uint8), connectivity=8
-        )
-        whole = np.ones(count, bool)
-        whole[numbered[~room]] = False
+        return result
+    most = max(1.0, settings.components_max * share)
+    wanted = round(most ** rng.random())
+    found, taken = 0, np.zeros(room.shape, bool)
+    for number in range(settings.noises + _TRIES):
+        # Each noise gives its part of them; those that come after, what is still missing, if any.
+        left = max(1, settings.noises - number)
+        part = -(-(wanted - found) // left)
+        if part <= 0 or (number >= settings.noises and found):
+            break
+        high = (_noise(rng, room.shape, share, settings) > settings.threshold).astype(np.uint8)
+        count, numbered, stats, _ = cv2.connectedComponentsWithStats(high, connectivity=8)
+        free = np.ones(count, bool)
+        free[numbered[~room]] = False
+        if found:
+            free[numbered[taken]] = False
         areas = stats[1:, cv2.CC_STAT_AREA]
         least = max(_LEAST_PIXELS, settings.area_min * area)
         sized = (areas >= least) & (areas <= settings.area_max * area)
-        fitting = np.flatnonzero(sized & whole[1:]) + 1
-        if len(fitting):
-            wanted = int(rng.integers(1, settings.components_max + 1))
-            kept = rng.choice(fitting, min(wanted, len(fitting)), replace=False)
-            for new, old in enumerate(kept, start=1):
-                box = _box(stats[old])
-                result[box][numbered[box] == old] = new
-            return result
+        fitting = np.flatnonzero(sized & free[1:]) + 1
+        for old in rng.choice(fitting, min(part, len(fitting)), replace=False):
+            found += 1
+            box = _box(stats[old])
+            result[box][numbered[box] == old] = found
+        if found < wanted and number + 1 < settings.noises:
+            taken = cv2.dilate((result > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     return result
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], settings: ConsistentSettings) -> Map:
+def _noise(
+    rng: np.random.Generator, shape: tuple[int, ...], share: float, settings: ConsistentSettings
+) -> Map:
+    """Noise for a picture that is a share of an image, whose cells have the size of the image's."""
     low, high = settings.exponent_min, settings.exponent_max
     first = int(rng.integers(low, high + 1))
     apart = settings.exponents_apart
     second = int(rng.integers(max(low, first - apart), min(high, first + apart) + 1))
     turn = np.deg2rad(rng.uniform(-settings.turn, settings.turn))
-    return perlin_noise(rng, shape, (2**first, 2**second), turn)
+    cells = [
+        min(max(1, round(2**power * share**0.5)), max(1, side // _LEAST_CELL))
+        for power, side in zip((first, second), shape, strict=True)
+    ]
+    return perlin_noise(rng, (shape[0], shape[1]), (cells[0], cells[1]), turn)
 
 
 def fusion_map(
@@ -175,6 +195,7 @@ def fusion_map(
             part = np.full(depth.shape, constant, np.float32)
         elif settings.fusion == "continuous":
             part = np.minimum(1, depth / max(settings.edge, settings.ramp * float(depth.max())))
+            part *= rng.uniform(*settings.strength)
         else:
             low, high = (0.7, 1.0) if settings.fusion == "selfmix_reference" else settings.rim
             rim = rng.uniform(low, high)

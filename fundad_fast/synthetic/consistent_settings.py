@@ -29,19 +29,27 @@ class ConsistentSettings(BaseModel):
         "cut by the field of view (our design); perlin: all of it (DRAEM), "
         "which covers far more than lesions of the retina do.",
     )
-    exponent_min: int = Field(
+    noises: int = Field(
         3,
+        ge=1,
+        le=16,
+        description="masks=lesions: noises drawn for an image, each with cells of its own size, so "
+        "that small and large components lie side by side, as lesions of the retina do. DRAEM's "
+        f"code: 1. {_OURS}",
+    )
+    exponent_min: int = Field(
+        4,
         ge=0,
         le=8,
         description="Cells of the noise along each axis of the image: 2 to the power of this at "
         f"the least. DRAEM's code: 0, of which few components have a lesion's size. {_OURS}",
     )
     exponent_max: int = Field(
-        6,
+        7,
         ge=0,
         le=8,
         description="The largest power. DRAEM's code: 5, which leaves out the size of "
-        f"microaneurysms. {_OURS}",
+        f"microaneurysms and small exudates. {_OURS}",
     )
     exponents_apart: int = Field(
         1,
@@ -57,13 +65,16 @@ class ConsistentSettings(BaseModel):
         90.0, ge=0, le=180, description="The noise is turned by ± this, degrees. DRAEM's code: 90."
     )
     components_max: int = Field(
-        12, ge=1, description=f"Components kept: 1 to this, drawn evenly. {_OURS}"
+        100,
+        ge=1,
+        description="Components kept: 1 to this, drawn evenly in the logarithm; in a tile of an "
+        f"image its share of them. {_OURS}",
     )
     area_min: float = Field(
-        9 / 512**2,
+        4 / 512**2,
         gt=0,
         lt=1,
-        description="Least area of a component, as a share of the image: 9 pixels at 512 x 512. "
+        description="Least area of a component, as a share of the image: 4 pixels at 512 x 512. "
         f"{_OURS}",
     )
     area_max: float = Field(
@@ -83,7 +94,11 @@ class ConsistentSettings(BaseModel):
         0.1, gt=0, le=1, description=f"Least side of a crop, as a share of the source's. {_OURS}"
     )
     crop_max: float = Field(
-        1.0, gt=0, le=1, description=f"Largest side of a crop, likewise. {_OURS}"
+        0.3,
+        gt=0,
+        le=1,
+        description="Largest side of a crop, likewise: of 1, a lesion is a picture of a whole "
+        f"fundus. {_OURS}",
     )
     augmentation: Literal["mild", "draem"] = Field(
         "mild",
@@ -118,6 +133,11 @@ class ConsistentSettings(BaseModel):
         description="fusion=continuous: pixels over which the weight rises at the least; smaller "
         f"components stay translucent. {_OURS}",
     )
+    strength: tuple[float, float] = Field(
+        (0.2, 1.0),
+        description="fusion=continuous: the weight in a component's middle, drawn evenly for each: "
+        f"many lesions are faint. {_OURS}",
+    )
     least_change: float = Field(
         0.01,
         ge=0,
@@ -132,6 +152,7 @@ class ConsistentSettings(BaseModel):
             raise ValueError("want area_min <= area_max and crop_min <= crop_max")
         if self.exponent_min > self.exponent_max:
             raise ValueError("want exponent_min <= exponent_max")
-        if not 0 <= self.rim[0] <= self.rim[1] <= 1:
-            raise ValueError(f"rim={self.rim}: want 0 <= low <= high <= 1")
+        for name, (low, high) in (("rim", self.rim), ("strength", self.strength)):
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"{name}={(low, high)}: want 0 <= low <= high <= 1")
         return self
