@@ -15,7 +15,7 @@ each seed; scores the test images, and writes ``ablation-PACK-PART.json`` and ``
 pixel AP and image AUROC with 95 % bootstrap intervals, of several seeds mean and deviation, seconds
 of training and scoring, the controls (images of the base's size, in the direction that suits them),
 and paired differences to the base. ``--also NAME=RUN`` adds a run folder of ``fundad eval`` on the
-same data.
+same data. A change of how scores are made of the same weights is not fitted again.
 
 Of DIA the lines of a seed share the diffusion model, where they want the same: it is trained once
 for each seed (``--denoiser seed``), once for all seeds (``one``), by every fit (``line``), or given
@@ -54,7 +54,7 @@ from variants import ABLATIONS, Line, lines_of
 
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.archive.truth import check_mask, collect_run
-from fundad_fast.bundle import load_bundle, read_facts
+from fundad_fast.bundle import load_bundle, read_facts, save_bundle
 from fundad_fast.data import Dataset, InputSpec, Item, discover
 from fundad_fast.detector import DETECTORS
 from fundad_fast.evaluation.compare import Evaluated
@@ -74,8 +74,11 @@ def fitted_and_scored(
     dataset: Dataset,
     args: argparse.Namespace,
     denoisers: Denoisers,
+    like: Path | None = None,
 ) -> dict[str, float]:
     """Fit one line and score all test images into ``folder / run``, or go on with that.
+
+    ``like`` is the folder of a line with the same weights, which are taken from there.
 
     Returns:
         the seconds of the fit, of training, of the diffusion model that it shares, of scoring.
@@ -91,6 +94,12 @@ def fitted_and_scored(
     else:
         with replacing(folder / "line.json", "w") as file:
             json.dump(told, file, indent=1)
+    if not (folder / "model").exists() and like is not None:
+        bundle = load_bundle(like / "model")
+        state, config_here = bundle.method.state(), line.config(seed)
+        bundle.method = type(bundle.method).from_state(config_here, state)
+        (folder / "seconds.json").write_text((like / "seconds.json").read_text())
+        save_bundle(bundle, folder / "model")
     if not (folder / "model").exists():
         cls = DETECTORS[line.method]
         weights, taken = denoisers.of(line, seed, dataset)
@@ -354,8 +363,12 @@ def main() -> None:
                 if not mine:
                     missing[name] = BUSY
                     continue
+                origin = out / lines[0].folder / f"seed-{seed}"
+                like = origin if origin != folder and line.has_weights_of(lines[0]) else None
+                if like is not None and not (like / "model").exists():
+                    like = None
                 try:
-                    seconds = fitted_and_scored(line, seed, folder, dataset, args, denoisers)
+                    seconds = fitted_and_scored(line, seed, folder, dataset, args, denoisers, like)
                 except BusyError:
                     missing[name] = f"as its diffusion model {BUSY}"
                     continue

@@ -31,6 +31,13 @@ ABLATIONS: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = {
         "memory": [{"memory": v} for v in ("slots", "kv", "none")],
         "pseudo": [{"pseudo_anomalies": v} for v in (True, False)],
         "discriminators": [{"discriminators": v} for v in (True, False)],
+        "score": [
+            {"compare": "structure"},
+            {"residual_blur": 0.03},
+            {"residual_relative": "image"},
+            {"residual_relative": "local"},
+            {"image_score": "top"},
+        ],
     },
     "dia": {
         "dissolve": [{"dissolve": v} for v in ("diffusion", "blur", "none")],
@@ -66,6 +73,14 @@ class Line:
         """The settings as the method understands them; an error says which it does not have."""
         known = {k: v for k, v in self.settings.items() if k != "seed"}
         return make_config(DETECTORS[self.method].method, self.preset, {**known, "seed": seed})
+
+    def has_weights_of(self, other: Line) -> bool:
+        """Whether its networks are those of the other line, which it only scores differently."""
+        if self.method != other.method:
+            return False
+        free = getattr(DETECTORS[self.method].method, "of_scoring", frozenset())
+        mine, others = self.config(), other.config()
+        return mine.model_copy(update={key: getattr(others, key) for key in free}) == others
 
 
 def lines_of(

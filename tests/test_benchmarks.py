@@ -121,8 +121,12 @@ def test_an_ablation_changes_one_thing_at_a_time(path):
     assert resad.radius == 4
     for method, named in ABLATIONS.items():
         for name, changes in named.items():
-            # One of the values is that of the preset.
-            assert len(lines_of(method, ablations=[name], untrained=False)) == len(changes)
+            # One of the values is that of the preset, but where only the others are named.
+            more = name == "score"
+            assert len(lines_of(method, ablations=[name], untrained=False)) == len(changes) + more
+    base, other, score = lines_of("resynth", vary=["tau=1", "pool=11"], untrained=False)
+    assert [line.has_weights_of(base) for line in (base, other, score)] == [True, False, True]
+    assert not lines_of("resad", vary=["radius=4"])[1].has_weights_of(base)
     for wrong in ({"pairs": ["taw=1"]}, {"ablations": ["guides"]}, {"beside": ["draem"]}):
         with pytest.raises(SystemExit, match="setting taw|no ablation 'guides'|no method 'draem'"):
             lines_of("resynth", **wrong)
@@ -174,6 +178,12 @@ def test_an_ablation_goes_on_and_says_what_it_measured(path, tmp_path, monkeypat
         "control: random weights, seed 0",
         "again",
     ]
+    weights = [
+        (out / name / "seed-1" / "model" / "weights.safetensors").read_bytes()
+        for name in ("residual=absolute", model.parents[2].name, "kind=vae")
+    ]
+    assert weights[0] == weights[1] != weights[2]  # the first are scored differently, no more
+    assert rows["residual=absolute, seed 1"]["model"] != rows["again"]["model"]
     first, second = (rows[f"autoencoder (default), seed {seed}"] for seed in (0, 1))
     assert rows["again"]["metrics"] == second["metrics"]
     gap = rows["again"]["minus_base"]["pixel_AP"]  # of the first seed
