@@ -25,6 +25,8 @@ from fundad_fast.methods import Autoencoder, ConfigError, ProxyAno, make_config
 from fundad_fast.methods.autoencoders import KINDS
 from fundad_fast.methods.proxy_training import ProxyRecipe
 from fundad_fast.methods.reconstruction import mean_inside, steps_of
+from fundad_fast.nets import Made
+from fundad_fast.synthetic.holes import hole_sizes
 
 BOTH = pytest.mark.parametrize("method", [ProxyAno, Autoencoder])
 
@@ -241,6 +243,8 @@ def test_every_kind_of_autoencoder_learns(kind):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     has = {"vae": {"divergence"}, "cevae": {"divergence", "context"}, "memae": {"entropy"}}
     assert set(rows[0]) - {"step", "epoch", "lr", "loss"} == has.get(kind, set())
+    if kind == "inpaint":
+        return  # what it scores is another test's
     one = probe()
     scores, net = made.score(one), made._nets["net"]
     with torch.no_grad():
@@ -251,8 +255,58 @@ def test_every_kind_of_autoencoder_learns(kind):
     else:
         want = (out - one.image) ** 2
     torch.testing.assert_close(scores.map, want.mean(1))
-    if kind != "plain":
-        assert make_config(Autoencoder, kind).kind == kind
+    presets = {make_config(Autoencoder, preset).kind for preset in Autoencoder.presets}
+    assert presets == set(KINDS)
+
+
+def test_inpainting_judges_pixels_by_what_is_around_them_alone():
+    made = fit_on(Autoencoder, batches(6), preset="lesion2void", max_steps=2, depth=2)
+    side, period = hole_sizes((32, 32), made.config.holes)
+    assert (side, period) == (2, 7)
+    seen = []
+
+    class Guess(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return Made(torch.full_like(x, 0.25))
+
+    made._nets["net"] = Guess()
+    one = probe(2)
+    scores = made.score(one)
+    torch.testing.assert_close(scores.map, (one.image - 0.25).abs().mean(1))
+    hidden = torch.stack([(x != one.image).any(1) for x in seen])
+    assert hidden.any(0).all()  # every pixel lies in a hole at some time
+    assert 2 <= hidden[:, 0].sum((1, 2)).min() <= hidden[:, 0].sum((1, 2)).max() <= 100  # of 1024
+    noise = [x[hide[:, None].expand_as(x)] for x, hide in zip(seen, hidden, strict=True)]
+    assert 0 <= torch.cat(noise).min() < 0.1
+    assert 0.9 < torch.cat(noise).max() <= 1
+    assert torch.equal(made.score(one).map, scores.map)
+
+
+def test_the_skips_of_a_fading_network_are_silent_after_their_share_of_the_steps():
+    made = {
+        steps: fit_on(Autoencoder, batches(6), preset="wdmt", max_steps=steps, skip_decay=0.8)
+        for steps in (1, 5)
+    }
+    one = probe(2)
+    for steps, share in ((1, 1.0), (5, 0.0)):
+        net = made[steps]._nets["net"]
+        assert float(net.skip_share) == pytest.approx(share)
+        with torch.no_grad():
+            down = net.encoder(one.image)
+            sizes = [tuple(f.shape[2:]) for f in down]
+            without = net.decoder(
+                down[-1], sizes, [torch.zeros_like(f) for f in down[:-1]], net.skip_share
+            )[0]
+        # At 0 it is the coarsest level alone that reaches the image.
+        assert torch.allclose(net(one.image).image, without) == (share == 0)
+    assert float(
+        fit_on(Autoencoder, batches(6), preset="wdmt", max_steps=3, skip_decay=1.0)
+        ._nets["net"]
+        .skip_share
+    ) == pytest.approx(1 / 3)  # of the third step
+    again = type(made[1]).from_state(made[1].config, made[1].state())
+    assert torch.equal(again.score(one).map, made[1].score(one).map)
 
 
 # -- going on after a kill -----------------------------------------------------------------------

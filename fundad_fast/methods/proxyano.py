@@ -54,6 +54,7 @@ class ProxyAno(Reconstruction):
     Config: ClassVar[type[ProxyAnoConfig]] = ProxyAnoConfig
     config: ProxyAnoConfig
     scoring: ClassVar[tuple[str, ...]] = ("proxy", "image")
+    of_scoring: ClassVar[frozenset[str]] = Reconstruction.of_scoring | {"proxy_residual"}
     passes: ClassVar[int] = 4
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
@@ -102,7 +103,7 @@ class ProxyAno(Reconstruction):
 
     def _residual(self, image: Tensor, mask: Tensor | None) -> Tensor:
         guess, again = self._made(image, mask)
-        full = (again - image).abs().mean(1)
+        full = self._apart(again, image, mask, squared=False)
         if self.config.proxy_residual > 0:
             own = self._proxies(image, mask)
             full = full + self.config.proxy_residual * (guess - own).abs().mean(1)

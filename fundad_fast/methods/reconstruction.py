@@ -18,6 +18,7 @@ from ._base import ConfigError, Plan
 from .image_store import ImageStore
 from .normalise import black_outside
 from .reconstruction_config import ReconstructionConfig
+from .residuals import residual_map, top_means
 from .timing import seconds_of
 from .trained import Networks, TrainedMethod, Work, inside_means, key_of, parameters_of, told
 
@@ -80,6 +81,9 @@ class Reconstruction(TrainedMethod):
 
     Config: ClassVar[type[ReconstructionConfig]]
     config: ReconstructionConfig
+    of_scoring: ClassVar[frozenset[str]] = frozenset(
+        ("compare", "residual_blur", "residual_relative", "image_score", "top_fraction")
+    )
     scoring: ClassVar[tuple[str, ...]]
     """Networks that scoring needs; the others are of the training alone."""
 
@@ -150,7 +154,24 @@ class Reconstruction(TrainedMethod):
     # -- judging ---------------------------------------------------------------------------------
 
     def _judge(self, batch: Batch) -> Scores:
-        return inside_means(self._residual(batch.image, batch.mask), batch.mask)
+        c, mask = self.config, batch.mask
+        scores = inside_means(self._residual(batch.image, mask), mask)
+        if c.image_score == "mean" or scores.map is None:
+            return scores
+        return Scores(top_means(scores.map, mask, c.top_fraction), scores.map)
+
+    def _apart(self, made: Tensor, image: Tensor, mask: Tensor | None, squared: bool) -> Tensor:
+        """The map of what was made of an image, as the settings say."""
+        c = self.config
+        return residual_map(
+            made,
+            image,
+            mask,
+            squared=squared,
+            compare=c.compare,
+            blur=c.residual_blur,
+            relative=c.residual_relative,
+        )
 
     # -- keeping ---------------------------------------------------------------------------------
 

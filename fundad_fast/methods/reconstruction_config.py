@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ._base import MethodConfig
+from .residuals import Compare, Relative
 
 PNET = "P-Net's public code (the same first author)"
 
@@ -27,6 +28,38 @@ class ReconstructionConfig(MethodConfig):
         "auto",
         description="auto: as the images are; grey: colours become their luminance, right for grey "
         "pictures saved as RGB.",
+    )
+    intensity: Literal["range", "equalise"] = Field(
+        "range",
+        description="equalise: even out each image's histogram first, grey images only, so that "
+        "X-rays of more contrast have no larger differences. Ours.",
+    )
+    compare: Compare = Field(
+        "pixels",
+        description=f"What makes the map: differences of pixels ({PNET}), or structure: 1 - SSIM "
+        "(Bergmann et al. 2018, for autoencoders).",
+    )
+    residual_blur: float = Field(
+        0.0,
+        ge=0,
+        le=0.25,
+        description="σ, as a share of the image's side, of a Gaussian over the differences of "
+        "pixels with their signs: edges that are a little off cancel, what is brighter or darker "
+        "over an area stays. Ours.",
+    )
+    residual_relative: Relative = Field(
+        "none",
+        description="Divide differences by the standard deviation of the image, or of what is "
+        "around each pixel (local): then it is in part a score of low contrast, of untrained "
+        "networks as well, so look at that control. Ours.",
+    )
+    image_score: Literal["mean", "top"] = Field(
+        "mean",
+        description=f"Image score: the map's mean ({PNET}), or that of its highest share. Ours: "
+        "top.",
+    )
+    top_fraction: float = Field(
+        0.05, gt=0, le=1, description="Share of the pixels that image_score=top averages. Ours."
     )
     width: int = Field(
         64, ge=1, le=512, description=f"Channels at full resolution; they double to 8x. {PNET}: 64."

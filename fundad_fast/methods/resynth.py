@@ -18,6 +18,7 @@ from ..training import LoopSettings, Outcome, Recipe, seed_of
 from ._base import ConfigError, Plan, spread
 from .image_store import ImageStore
 from .losses import focal_loss
+from .residuals import top_means
 from .resynth_config import PRESETS, ReSynthConfig
 from .resynth_training import LocalisationStage, ReconstructionStage, steps_of
 from .tiling import tiled
@@ -56,6 +57,9 @@ class ReSynthDetect(TrainedMethod):
     least: ClassVar[int] = 3
     why_more: ClassVar[str] = "anomalies are made of other images, and some are kept for validation"
     called: ClassVar[str | None] = "stage"
+    of_scoring: ClassVar[frozenset[str]] = frozenset(
+        ("image_score", "pool", "top_fraction", "overlap")
+    )
     meaning: ClassVar[str] = (
         "Scores are the network's probabilities of a synthetic anomaly, from 0 to 1"
     )
@@ -235,12 +239,7 @@ def image_score(inside: Tensor, mask: Tensor | None, config: ReSynthConfig) -> T
     if config.image_score == "pooled":
         pooled = nnf.avg_pool2d(inside[:, None], config.pool, stride=1, padding=config.pool // 2)
         return pooled.flatten(1).amax(1)
-    scores = []
-    for i in range(len(inside)):
-        values = inside[i].flatten() if mask is None else inside[i][mask[i]]
-        count = max(1, round(config.top_fraction * len(values)))
-        scores.append(values.topk(count).values.mean() if len(values) else inside.new_zeros(()))
-    return torch.stack(scores)
+    return top_means(inside, mask, config.top_fraction)
 
 
 def _val_count(images: int, config: ReSynthConfig) -> int:

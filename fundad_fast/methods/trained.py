@@ -72,6 +72,7 @@ class TrainedMethod(Method):
         least: fewer images are not learned from; ``why_more`` says why.
         called: the column of ``training.csv`` that names a training; ``None`` for a method with
             one alone.
+        of_scoring: settings that change scores and no weights.
     """
 
     trains: ClassVar[bool] = True
@@ -82,6 +83,7 @@ class TrainedMethod(Method):
     least: ClassVar[int] = 2
     why_more: ClassVar[str] = "a network would learn it by heart"
     called: ClassVar[str | None] = None
+    of_scoring: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Any, *, weights: str | Path | None = None) -> None:
         super().__init__(config, weights=weights)

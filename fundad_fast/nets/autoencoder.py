@@ -108,7 +108,11 @@ class Decoder(nn.Module):
         self.out = nn.Conv2d(self.widths[0], outputs, 3, padding=1)
 
     def forward(
-        self, x: Tensor, sizes: Sequence[Sequence[int]], extras: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        sizes: Sequence[Sequence[int]],
+        extras: Sequence[Tensor] = (),
+        share: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The output and the features of each level but the last, finest first.
 
@@ -117,12 +121,19 @@ class Decoder(nn.Module):
             sizes: height and width of each level but the last, finest first, as the encoder had
                 them: an odd side comes back as it was.
             extras: what is concatenated at each of these levels, finest first.
+            share: α, a scalar: what is concatenated is α of the extra and 1 - α of the level's own
+                features, which then learn by that way alone. Source: WDMT-Net's public code.
         """
         found = []
         for i in reversed(range(len(self.levels))):
             h, w = sizes[i]
             x = self.up[i](doubled(x)[..., :h, :w])
-            x = self.levels[i](torch.cat([x, extras[i]], 1) if self.extras[i] else x)
+            if self.extras[i]:
+                extra = extras[i]
+                if share is not None:
+                    extra, x = share * extra + (1 - share) * x, x.detach()
+                x = torch.cat([x, extra], 1)
+            x = self.levels[i](x)
             found.append(x)
         return self.out(x), found[::-1]
 

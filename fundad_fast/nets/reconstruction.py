@@ -41,6 +41,9 @@ class Reconstructor(nn.Module):
         outputs: of the output.
         width, depth: see :func:`level_widths`.
         skips: hand the encoder's levels to the decoder, as a U-Net does.
+        fading: these skips have a share of their own, ``skip_share``, from 1 down to 0, at which
+            nothing goes past the coarsest level; see :class:`Decoder`. It is saved with the
+            weights.
         latent: channels of the code at the coarsest level, by 1x1 convolutions there and back;
             ``None`` for the features as they are.
         variational: the code has a mean and a variance, and is drawn in training. Needs latent.
@@ -56,6 +59,7 @@ class Reconstructor(nn.Module):
         width: int,
         depth: int,
         skips: bool = False,
+        fading: bool = False,
         latent: int | None = None,
         variational: bool = False,
         memory: int = 0,
@@ -71,6 +75,8 @@ class Reconstructor(nn.Module):
         self.encoder = Encoder(channels, widths)
         self.decoder = Decoder(widths, outputs, widths[:-1] if skips else ())
         self.skips = skips
+        self.skip_share: Tensor | None
+        self.register_buffer("skip_share", torch.ones(()) if fading else None)
         self.narrow = self.widen = None
         if latent is not None:
             self.narrow = nn.Conv2d(coarsest, 2 * latent if variational else latent, 1)
@@ -101,7 +107,7 @@ class Reconstructor(nn.Module):
         if self.widen is not None:
             z = self.widen(z)
         sizes = [tuple(f.shape[2:]) for f in down]
-        image, _ = self.decoder(z, sizes, down[:-1] if self.skips else ())
+        image, _ = self.decoder(z, sizes, down[:-1] if self.skips else (), self.skip_share)
         return Made(image, weights, mean, log_variance)
 
 
