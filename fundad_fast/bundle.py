@@ -192,6 +192,7 @@ def model_card(bundle: Bundle, state: State) -> str:
         "Scores images by how far they are from the healthy images it was fitted on. "
         "**For research; no clinical claim is made.**",
         "",
+        *(line for text in bundle.method.caveats for line in (f"**{text}.**", "")),
         "## Fitted on",
         "",
         *(f"* {key}: {value}" for key, value in sorted(trained_on.items())),

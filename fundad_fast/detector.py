@@ -131,6 +131,7 @@ class Detector:
         y: Sequence[int] | None = None,
         *,
         external: Any = None,
+        select_on: Any = None,
         scratch: str | Path | None = None,
     ) -> Self:
         """Learn from healthy images, and set thresholds on held-out ones.
@@ -143,6 +144,9 @@ class Detector:
             y: labels of arrays, 0 healthy; the others are left out.
             external: images of another kind, given like X, for methods that take from such
                 (ManyTasks); their channels and bit depths are converted.
+            select_on: labelled files, for DIA with ``select=labelled`` alone, which chooses its
+                weights by them; of data with splits those not of ``train``. This leaks: figures on
+                these images are too high, and the model says so wherever it is used.
             scratch: a folder for work in progress: after a kill, the same call goes on.
 
         Returns:
@@ -179,6 +183,10 @@ class Detector:
             other, of_other = self._external(external, spec)
             if work is not None:
                 work = work / (of_other or "in-memory")[:16]
+        if select_on is not None:
+            of_labelled = self._hand_labelled(method, select_on, spec)
+            if work is not None:
+                work = work / of_labelled[:16]
         method.fit(stream, external=other, folds=folds, scratch=work, progress=self._shows)
         held_out = method.held_out_
         if val:
@@ -208,6 +216,23 @@ class Detector:
             update={"mixed_inputs": "convert", "fov": "none", "fov_crop": False}
         )
         return self._stream(source, loose, "external", len(items_of(source)), 0), data_hash(source)
+
+    def _hand_labelled(self, method: Method, X: Any, spec: InputSpec) -> str:
+        """Give a method images to choose weights by; returns their hash."""
+        _, dataset = as_source(X)
+        if dataset is None:
+            raise DataError("select_on is for labelled files: a folder, a manifest, an .npz")
+        items = tuple(i for i in dataset.items if i.label is not None and i.split != "train")
+        if not items:
+            raise DataError(
+                f"no labelled image to select by in {dataset.root}: use test/good and "
+                "test/<class>, a manifest with labels, or name the healthy class (--normal-class)"
+            )
+        stream = self._stream(items, spec, "labelled images", len(items), 0)
+        method.take_labelled(stream, {item.id: int(item.label or 0) for item in items})
+        found = data_hash(items)
+        assert found is not None  # they are files
+        return found
 
     def plan(self, X: Any, y: Sequence[int] | None = None) -> Plan:
         """Memory, disk and time that ``fit`` on the same data would take."""

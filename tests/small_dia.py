@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ def fit_on(train, *, preset="quick", weights=None, folds=None, scratch=None, **s
     return DIA(config, weights=weights).fit(train, folds=folds, scratch=scratch)
 
 
-if __name__ == "__main__":  # small_dia.py SCRATCH RECIPE DISSOLVE: is killed in this training
+if __name__ == "__main__":  # small_dia.py SCRATCH RECIPE DISSOLVE [SETTINGS]: is killed there
     from fundad_fast.methods import dia_training
     from fundad_fast.training import loop
 
@@ -53,4 +54,5 @@ if __name__ == "__main__":  # small_dia.py SCRATCH RECIPE DISSOLVE: is killed in
 
     recipe.step = deadly  # type: ignore[method-assign]
     loop.LoopSettings.__init__ = saves_often  # type: ignore[method-assign]
-    fit_on(batches(6), scratch=Path(sys.argv[1]), dissolve=sys.argv[3])
+    more = json.loads(sys.argv[4]) if sys.argv[4:] else {}
+    fit_on(batches(6), scratch=Path(sys.argv[1]), **{"dissolve": sys.argv[3], **more})

@@ -31,6 +31,7 @@ def describe_model(bundle: Bundle) -> dict[str, Any]:
         "thresholds": bundle.thresholds,
         "colour_scale": bundle.colour_scale,
         "trained_on": bundle.trained_on,
+        "caveats": list(bundle.method.caveats),
         "normal_scores": normal,
     }
 

@@ -140,7 +140,12 @@ def evaluate_run(
         n_boot=n_boot,
         seed=seed,
         ap_chunk=ap_chunk,
-        settings={"model_id": facts["id"], "method": facts["method"], "preset": facts["preset"]},
+        settings={
+            "model_id": facts["id"],
+            "method": facts["method"],
+            "preset": facts["preset"],
+            "caveats": facts.get("caveats", []),
+        },
     )
 
 

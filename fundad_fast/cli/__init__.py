@@ -54,6 +54,7 @@ from .options import (
     ProgressOption,
     RetryFailed,
     Seed,
+    SelectOn,
     Settings,
     ShardOption,
     Show,
@@ -106,6 +107,7 @@ def fit(
     weights: Weights = None,
     seed: Seed = None,
     external: External = None,
+    select_on: SelectOn = None,
     normal_class: NormalClass = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts held out for the thresholds.")] = 5,
     target_fpr: TargetFpr = 0.05,
@@ -147,11 +149,12 @@ def fit(
             progress=progress(show if leads else Show.none),
         )
         dataset = discover(data, detector.volumes, normal_class)
-        apart(output, [*data, *(external or [])], dataset.items)
+        judged = discover(select_on, normal_class=normal_class) if select_on else None
+        apart(output, [*data, *(external or []), *(select_on or [])], dataset.items)
         scratch = output.with_name(f".{output.name}.work")
         other = external[0] if external and len(external) == 1 else external
         if not leads:
-            detector.fit(dataset, external=other, scratch=scratch)
+            detector.fit(dataset, external=other, select_on=judged, scratch=scratch)
             return
         print(dataset.describe())
         if dry_run:
@@ -159,7 +162,7 @@ def fit(
             return
         began = time.monotonic()
         with alone(scratch, f"fitting into {output}"):
-            detector.fit(dataset, external=other, scratch=scratch)
+            detector.fit(dataset, external=other, select_on=judged, scratch=scratch)
             replace_model(detector, output)
         print_fitted(detector, output, time.monotonic() - began)
         if strict and detector.failures_:

@@ -112,6 +112,8 @@ def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
         f"{bundle.method.name} ({bundle.preset}) fitted on {bundle.trained_on['images']} images "
         f"in {seconds:.1f} s: {bundle.method.summary()}"
     )
+    for text in bundle.method.caveats:
+        print(text)
     for kind, fact in bundle.thresholds.items():
         if fact is None:
             mapless = kind == "pixel" and bundle.thresholds.get("image") is not None

@@ -52,6 +52,14 @@ External = Annotated[
     ),
 ]
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model folder that fit wrote.")]
+SelectOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select-on",
+        help="Labelled images that weights are chosen by, for dia with select=labelled alone. A "
+        "leak: figures on these images, or on their like, are too high.",
+    ),
+]
 NormalClass = Annotated[
     str | None,
     typer.Option(

@@ -299,6 +299,8 @@ def score_into(
     )
     seconds = time.monotonic() - began
     print_profile(output)
+    for text in detector.bundle_.method.caveats:
+        print(text)
     if maps and top != 0:
         drawn = make_overlays(output, top, progress=shown, max_megapixels=max_megapixels)
         for reason, count in drawn.left_out.items():

@@ -196,6 +196,25 @@ class Method(ABC):
     def plan(self, images: int, folds: int) -> Plan:
         """Memory, disk and time that a fit on ``images`` images would take."""
 
+    def take_labelled(self, batches: Iterable[Batch], labels: Mapping[str, int]) -> None:
+        """Labelled images to choose weights by, handed over before ``fit``.
+
+        That leaks: what is then measured on these images, or on others of their set, is too high.
+
+        Args:
+            batches: prepared like those to learn from.
+            labels: of each id, 1 abnormal.
+
+        Raises:
+            ConfigError: the method, or its settings, choose nothing by labels.
+        """
+        raise ConfigError(f"{self.name} chooses nothing by labelled images")
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What everyone has to be told who reads figures of this model; most often nothing."""
+        return ()
+
     def files(self) -> dict[str, bytes]:
         """Further files of the model for people to read, by name; none that scoring needs."""
         return {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,7 @@ from ..training import LoopSettings, Outcome, seed_of
 from ._base import ConfigError, Plan, State, spread
 from .dia_config import DIAConfig
 from .dia_presets import PRESETS
+from .dia_selection import Judged, Look, handed_in, some_of, split_off, with_anomalies
 from .dia_training import ContrastRecipe, DenoisingRecipe, Dissolve
 from .image_store import ImageStore
 from .normalise import black_outside
@@ -39,8 +40,10 @@ class DIA(TrainedMethod):
 
     Two things differ from the public code. The diffusion model sees images in the range it was
     trained on (``compat_no_rescale`` brings the code's range back). And the weights are those of
-    the last epoch: the code keeps those of the best AUROC on the test set, which leaks; published
-    figures were chosen so.
+    the last epoch, or (``select=synthetic``) of the best AUROC on healthy images and the same with
+    synthetic anomalies. The code keeps those of the best AUROC on the test set, which leaks;
+    published figures were chosen so. ``select=labelled`` does the same with labelled images that
+    are handed in, and everything that comes of the model says so.
 
     Presets: ``paper`` has the published settings, ``default`` and ``quick`` are smaller and ours.
     ``csi`` is ``default`` without dissolving, which is the method that DIA builds on, and ``blur``
@@ -72,6 +75,7 @@ class DIA(TrainedMethod):
         self._axes: Axes | None = None
         self._denoiser: Denoiser | None = None
         self._kept_denoiser: dict[str, Tensor] = {}
+        self._labelled: tuple[Iterable[Batch], Mapping[str, int]] | None = None
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -81,6 +85,12 @@ class DIA(TrainedMethod):
         Raises:
             WeightsError: diffusers is not installed, or ``weights`` is no model of it.
         """
+        if self.config.select == "labelled" and self._labelled is None:
+            raise ConfigError(
+                "select=labelled chooses weights by labelled images, which makes figures on them "
+                "too high, so they have to be handed in: fit --select-on DATA (select_on=... in "
+                "Python); or use select=last or select=synthetic"
+            )
         self._given = None if self.weights is None else load_denoiser(self.weights)
 
     def _learn(self, work: Work) -> None:
@@ -95,12 +105,64 @@ class DIA(TrainedMethod):
             self._denoiser = given or self._train_denoiser(work)
             self._denoiser.to(self.device).eval().requires_grad_(False)
             self.facts["denoiser"] = self._denoiser.config
-        self._nets["net"] = self._train_contrast(work)
-        self._axes = Axes.of(*self._walked(kept))
+        own, judged = self._chosen_by(kept)
+        self._nets["net"] = self._train_contrast(work, own, judged)
+        self._axes = Axes.of(*self._walked(own))
         self.facts |= {
             "dissolves": self._said_of_dissolving(given is not None),
-            "selection": "weights of the last step; no labelled image was looked at",
+            "selection": self._said_of_selection(judged),
         }
+
+    def take_labelled(self, batches: Iterable[Batch], labels: Mapping[str, int]) -> None:
+        """Images that ``select=labelled`` chooses weights by; see ``Method.take_labelled``."""
+        if self.config.select != "labelled":
+            raise ConfigError(
+                f"labelled images to choose weights by need select=labelled; with "
+                f"select={self.config.select} no label is looked at"
+            )
+        self._labelled = batches, labels
+
+    def _chosen_by(self, store: ImageStore) -> tuple[ImageStore, Judged | None]:
+        """The images to train the contrast on, and those that its weights are chosen by."""
+        c = self.config
+        if c.select == "labelled":
+            assert self._labelled is not None
+            judged = handed_in(*self._labelled, c.memory_budget)
+            if judged.store.shape != store.shape:
+                raise ConfigError(
+                    f"the labelled images are of shape {list(judged.store.shape)}, those to learn "
+                    f"from of {list(store.shape)}"
+                )
+            return store, judged
+        if c.select == "last":
+            return store, None
+        train, looked_at = split_off(len(store), c)
+        own = some_of(store, train)
+        return own, with_anomalies(some_of(store, looked_at), own, c.seed)
+
+    def _said_of_selection(self, judged: Judged | None) -> str:
+        if judged is None:
+            return "weights of the last step; no labelled image was looked at"
+        best = self.facts[_CONTRAST]
+        n, abnormal = len(judged.abnormal), int(judged.abnormal.sum())
+        what = f"weights of step {best['best_step']}, AUROC {1 - best['best_val']:.3f} on"
+        if self.config.select == "labelled":
+            return f"{what} {n} labelled images ({abnormal} abnormal) that were handed in: a leak"
+        return (
+            f"{what} {n - abnormal} healthy images and the same with synthetic anomalies, which "
+            "the contrast was not trained on; no labelled image was looked at"
+        )
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """A leak, where weights were chosen by labelled images."""
+        if self.config.select != "labelled":
+            return ()
+        return (
+            "LEAK: of all weights in training those with the best AUROC on labelled images that "
+            "were handed in were kept (select=labelled, as the public code does with the test "
+            "set); figures on these images, and on others of their set, are too high",
+        )
 
     def _prepared(self, batch: Batch) -> Batch:
         return black_outside(batch)
@@ -151,16 +213,19 @@ class DIA(TrainedMethod):
         c = self.config
         return ContrastNet(channels, stem=c.stem, width=c.width, projection=c.projection)
 
-    def _train_contrast(self, work: Work) -> ContrastNet:
-        c, store = self.config, work.store
+    def _train_contrast(self, work: Work, store: ImageStore, judged: Judged | None) -> ContrastNet:
+        c = self.config
         with torch.random.fork_rng([]):
             torch.manual_seed(seed_of(c.seed, 1))
             net = self._new_net(store.shape[0])
         steps = self._steps(len(store))
-        recipe = ContrastRecipe(c, net.to(work.team.device), store, self._dissolver(), steps)
+        device = work.team.device
+        look = None if judged is None else Look(c, store, judged, device)
+        recipe = ContrastRecipe(c, net.to(device), store, self._dissolver(), steps, look)
         settings = LoopSettings(
             batch_size=c.train_batch,
             max_steps=steps,
+            validate_every=None if look is None else c.select_every or max(1, steps // 10),
             precision=c.precision,
             seed=seed_of(c.seed, 1, 1),
         )
@@ -211,7 +276,10 @@ class DIA(TrainedMethod):
         c = self.config
         settings = c.of_diffusion() if training == _DIFFUSION else c.model_dump(mode="json")
         weights = None if self.weights is None else str(self.weights)
-        key = key_of(settings, weights, work.store.ids, work.store.shape)
+        judged = None
+        if training == _CONTRAST and self._labelled is not None:
+            judged = dict(self._labelled[1])
+        key = key_of(settings, weights, work.store.ids, work.store.shape, judged)
         return work.folder(f"{training}-{key}")
 
     def _walked(self, store: ImageStore) -> tuple[Tensor, Tensor]:

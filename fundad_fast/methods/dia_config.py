@@ -118,10 +118,26 @@ class DIAConfig(MethodConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description=f"Of LARS. {_CODE}")
     weight_decay: float = Field(1e-6, ge=0, description=f"Of LARS, on all weights. {_CODE}")
     trust: float = Field(0.001, gt=0, description=f"Trust coefficient of LARS. {_CODE}")
-    epochs: int = Field(1000, ge=1, description="The weights are those of the last. Code: 1000.")
+    epochs: int = Field(1000, ge=1, description="Code: 1000.")
     iterations: int = Field(200, ge=1, description=f"Most steps of an epoch. {_CODE}")
     max_steps: int | None = Field(
         None, ge=1, description="Steps in all, in place of epochs. Our option."
+    )
+    select: Literal["last", "synthetic", "labelled"] = Field(
+        "last",
+        description="Whose weights are kept. last: the last step's. synthetic: those of the best "
+        "AUROC of healthy images against the same with synthetic anomalies, kept out of the "
+        "contrast (ours). labelled: of the best AUROC on labelled images that are handed in, the "
+        "code's rule on the test set: figures on those images, and on their like, are too high.",
+    )
+    select_every: int | None = Field(
+        None, ge=1, description="Steps between looks; default: a tenth of all. Code: an epoch."
+    )
+    select_share: float = Field(
+        0.2, gt=0, lt=1, description="Of the healthy images, what select=synthetic looks at. Ours."
+    )
+    select_views: int = Field(
+        2, ge=1, description="Views of an image and shift at a look. Code: 10; ours saves time."
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",

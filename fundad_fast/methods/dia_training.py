@@ -17,6 +17,7 @@ from ..synthetic import SHIFTS, augmented, draw_t, draw_views, mirrored, shifted
 from ..training import LARS, Recipe, Turn, seed_of, warm_up_and_cosine
 from .contrast import nt_xent
 from .dia_config import DIAConfig
+from .dia_selection import Look
 from .image_store import ImageStore
 
 _COPIED = 100  # steps of which the moving average is a copy, as in the library of the public code
@@ -81,6 +82,7 @@ class ContrastRecipe(Recipe):
         store: images in [0, 1].
         dissolve: ``None`` for CSI.
         steps: of the whole training.
+        look: the AUROC that weights are chosen by; ``None``: those of the last step are kept.
     """
 
     def __init__(
@@ -90,8 +92,11 @@ class ContrastRecipe(Recipe):
         store: ImageStore,
         dissolve: Dissolve | None,
         steps: int,
+        look: Look | None = None,
     ) -> None:
         self.config, self.store, self.dissolve, self.steps = config, store, dissolve, steps
+        self.look = look
+        self.val_images = 0 if look is None else 1  # one figure for all of them together
         self.networks = {"net": net}
         self.optimizers = {
             "net": LARS(
@@ -122,6 +127,14 @@ class ContrastRecipe(Recipe):
         turn.descend(loss, "net")
         right = (logits.view(-1, pairs, SHIFTS)[0].argmax(1) == label).float().mean()
         return {"loss": loss, "contrast": contrast, "shift": kind, "shift_right": right}
+
+    def validate(self, turn: Turn) -> Mapping[str, Tensor]:
+        """What is missing to an AUROC of 1 on the images that weights are chosen by."""
+        assert self.look is not None
+        net = self.networks["net"]
+        assert isinstance(net, ContrastNet)
+        found = self.look(net)
+        return {"loss": 1 - found, "AUROC": found}
 
     @torch.no_grad()
     def stacked(self, turn: Turn) -> Tensor:

@@ -91,12 +91,12 @@ class Axes:
     _prepared: list[NearestPrepared] | None = None
 
     @classmethod
-    def of(cls, projections: Tensor, logits: Tensor) -> Self:
-        """From :func:`view_features` of the training images."""
+    def of(cls, projections: Tensor, logits: Tensor, *, told: bool = True) -> Self:
+        """From :func:`view_features` of the training images; ``told``: warn of shifts not known."""
         length = projections.norm(dim=2)
         bank = (projections / length.clamp_min(1e-12)[..., None]).transpose(0, 1).contiguous()
         sure = logits.diagonal(dim1=1, dim2=2).double().mean(0)
-        if not bool((sure > 0).all()):
+        if told and not bool((sure > 0).all()):
             warnings.warn(
                 "the network does not know shifts apart (mean logit of the true one: "
                 f"{', '.join(f'{v:.2g}' for v in sure.tolist())}); where that is not above 0 the "

@@ -57,7 +57,9 @@ def heading(run: Run) -> str:
         for key, value in facts
         if value not in (None, "", [])
     )
-    return f'<h1>{kind} <span class="soft">by {name}{preset}</span></h1><dl class="run">{rows}</dl>'
+    told = "".join(f'<p class="warning">{escape(text)}</p>' for text in model.get("caveats") or [])
+    title = f'<h1>{kind} <span class="soft">by {name}{preset}</span></h1>'
+    return f'{title}{told}<dl class="run">{rows}</dl>'
 
 
 def summary(run: Run, patients: Patients | None) -> Rendered:
