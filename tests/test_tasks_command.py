@@ -4,10 +4,12 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fundad_fast.cli import app
-from fundad_fast.synthetic import EXTRA_TASKS, TASKS
+from fundad_fast.synthetic import EXTRA_TASKS, TASKS, Synthetic
+from fundad_fast.synthetic.gallery import LINE, draw_gallery
 from fundad_fast.synthetic.proxies import PROXIES
 
 nib = pytest.importorskip("nibabel", reason="nibabel is not installed")
@@ -78,13 +80,30 @@ def test_a_volume_is_cut_three_times(tmp_path):
     assert "inter is left out: a volume needs --external DIR" in said
     assert said.strip().endswith("v.png: sink")
     wide = cv2.imread(str(tmp_path / "v.png"))
-    assert wide.shape[1] > 12 * 112
+    assert wide.shape[1] == 12 * (224 * 3 // 4) + 13 * 8
     ball(tmp_path / "others/a.nii.gz", 1)
     ball(tmp_path / "others/b.nii.gz", 2)
     said = call(
         *(volume, "-o", tmp_path / "w.png", "--task", "inter"), "--external", tmp_path / "others"
     )
     assert said.strip().endswith("w.png: inter")
+
+
+def test_cuts_through_a_volume_have_one_scale_and_stand_upright():
+    before = torch.zeros(1, 1, 20, 40, 30)  # superior, anterior, right
+    before[:, :, 14:, 30:, 20:] = 1
+    label = before[:, 0].clone()
+    picture = draw_gallery(before, {"x": Synthetic(before, label, label > 0)}, panel=160)
+    yellow = (picture[..., 0] > 200) & (picture[..., 2] < 200)  # where the label is 1
+    columns = yellow.any(0).nonzero()[0]
+    spans = []
+    for part in np.split(columns, (np.diff(columns) > 1).nonzero()[0] + 1):
+        rows = yellow[:, part].any(1).nonzero()[0]
+        spans.append((len(rows), len(part)))
+        assert rows[0] == LINE + 4 + 16  # superior, or anterior, is up
+        assert (picture[rows[0], part[-1] + 1] == 255).all()  # right, or anterior, is right
+    # 3 pixels a cell, whatever the plane: 6 cells superior, 10 anterior, 10 right.
+    assert spans == [(30, 30), (18, 30), (18, 30)]
 
 
 def test_a_picture_of_proxies(grey, tmp_path):

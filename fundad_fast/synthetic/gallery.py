@@ -18,6 +18,8 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 MARGIN, LINE = 8, 22
 PLANES = ("axial", "coronal", "sagittal")
 COLUMNS = ("before", "after", "difference", "label")
+WHITE = 0.5
+LEGEND = f"difference: white from {WHITE} on; label: black is 0, light yellow 1"
 
 
 def draw_gallery(
@@ -29,12 +31,13 @@ def draw_gallery(
         before: ``[1, c, *s]`` float32, 1 or 3 channels, two or three axes; volumes stand as
             (superior, anterior, right).
         made: the results of one image each, by the name of their task.
-        panel: longest side of a picture of an image, in pixels; of a cut through a volume, half.
-        title: a line above.
+        panel: longest side of a picture of an image, in pixels; of a volume, three quarters.
+        title: a line above, followed by what colours mean.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB. Images are shown over their own range; differences are the mean
-        absolute ones of the channels, and white where they are 0.5 or more.
+        absolute ones of the channels, and white where they are 0.5 or more. All cuts through a
+        volume have one scale; left is left.
     """
     image = before[0].cpu().numpy()
     spread = float(image.min()), float(image.max())
@@ -44,8 +47,9 @@ def draw_gallery(
     body = np.concatenate(_to_width(rows), 0)
     if not title:
         return body
-    head = np.full((LINE + MARGIN, body.shape[1], 3), PAPER, np.uint8)
+    head = np.full((2 * LINE + MARGIN, body.shape[1], 3), PAPER, np.uint8)
     _write(head, title, MARGIN, LINE)
+    _write(head, LEGEND, MARGIN, 2 * LINE, 0.4)
     return np.concatenate([head, body], 0)
 
 
@@ -57,22 +61,23 @@ def _row(
     shown = [
         image,
         after,
-        np.abs(after - image).mean(0) / 0.5,
+        np.abs(after - image).mean(0) / WHITE,
         label,
     ]
     cuts: list[tuple[str, list[NDArray[Any]]]] = [("", shown)]
     if label.ndim == 3:
-        panel //= 2
+        panel = panel * 3 // 4
         middle = _middle(label if label.any() else result.mask[0].cpu().numpy())
         cuts = [
             (plane, [_cut(one, axis, middle[axis]) for one in shown])
             for axis, plane in enumerate(PLANES)
         ]
+    factor = panel / max(label.shape)  # one for all planes
     pictures = []
     for plane, views in cuts:
         for column, view in zip(COLUMNS, views, strict=True):
             picture = _coloured(column, view, spread)
-            pictures.append(_titled(_fit(picture, panel), f"{plane} {column}".strip()))
+            pictures.append(_titled(_scaled(picture, factor), f"{plane} {column}".strip()))
     tall = max(len(picture) for picture in pictures)
     strip = np.concatenate([_padded(one, tall, one.shape[1] + MARGIN) for one in pictures], 1)
     head = np.full((LINE + 4, strip.shape[1], 3), PAPER, np.uint8)
@@ -111,9 +116,12 @@ def _coloured(column: str, values: NDArray[Any], spread: tuple[float, float]) ->
 
 
 def _fit(picture: U8, side: int) -> U8:
+    return _scaled(picture, side / max(picture.shape[:2]))
+
+
+def _scaled(picture: U8, factor: float) -> U8:
     import cv2
 
-    factor = side / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST if factor >= 2 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(np.ascontiguousarray(picture), size, interpolation=how))
