@@ -105,6 +105,32 @@ def test_laws_of_every_task(task, size):
         assert (now.amax(2) <= lanes.amax(2)).all()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_images_of_four_axes(task):
+    image, pool = smooth4(2), smooth4(2, seed=1)
+    given = {"sources": pool, "external": pool}
+    settings = TaskSettings(max_size=0.5)
+    got = synthesize(image, [task] * 2, seeds=[0, 1], settings=settings, **given)
+    assert torch.isfinite(got.image).all()
+    assert ((got.image != image)[:, 0] & got.mask).flatten(1).any(1).all()
+    assert (got.label[~got.mask] == 0).float().mean() > 0.99
+    if task in ("intra", "inter"):  # a sparse solve in four dimensions takes too long
+        return
+    after, want, mask = task_reference.synthesize(
+        image, [task] * 2, [0, 1], settings=settings, **given
+    )
+    np.testing.assert_allclose(got.image, after, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(got.label, want, rtol=0, atol=2e-3)
+    assert (got.mask.numpy() == mask).all()
+
+
+def smooth4(n: int, seed: int = 0) -> torch.Tensor:
+    waves = torch.rand(n, 4, generator=torch.Generator().manual_seed(seed))
+    at = torch.meshgrid(*[torch.linspace(0, 3, k) for k in (16, 17, 16, 18)], indexing="ij")
+    phase = torch.einsum("na,awxyz->nwxyz", 1 + waves, torch.stack(at))
+    return phase.sin()[:, None]
+
+
 def test_the_number_of_anomalies():
     image = smooth(1, 1, 16, 16).expand(2000, 1, 16, 16)
     rounds = Inputs(image, ["sink"] * 2000, range(2000), *[None] * 5).draw(TaskSettings())
@@ -198,6 +224,22 @@ def test_the_push_stays_within_its_limits():
         assert (push <= want_high + 1e-6).all()
     np.testing.assert_allclose(pushes[90.0, 99.0][0], 0.9 * pushes[90.0, 99.0][1], rtol=1e-6)
     np.testing.assert_allclose(pushes[1e-4, 1e-3][0], 0.1 * pushes[1e-4, 1e-3][1], rtol=1e-6)
+
+
+def test_centres_and_pushes_are_uniform():
+    unit, inside = np.eye(2), np.ones((3, 5), bool)
+    inside[0, :2] = False
+    form = Form(False, (1.5, 2.5), unit, unit, inside)
+    rng, counts, shares = np.random.default_rng(0), np.zeros((3, 5)), []
+    for _ in range(3000):
+        drawn = deformation.draw(rng, form, "sink", TaskSettings(g_min=1e-6))
+        counts[drawn.centre] += 1
+        # q is between 0.1 and 0.9 of its largest, a half: nothing else limits it here.
+        shares.append((_push_of(drawn.exponent) / 0.5 - 0.1) / 0.8)
+    assert (counts[~inside] == 0).all()
+    # 231 of each cell, with a deviation of 15.
+    np.testing.assert_allclose(counts[inside], 3000 / 13, rtol=0, atol=60)
+    np.testing.assert_allclose(np.quantile(shares, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.03)
 
 
 def _push_of(f: float) -> float:

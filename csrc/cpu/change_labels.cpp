@@ -15,12 +15,15 @@ namespace {
 // 1 - exp(-u) for u >= 0, also where it is small: a loop of it becomes vectors, which std::expm1
 // does not.
 inline float lost(float u) {
-  const float t = -std::min(u, 80.0f);
+  const float t = -(u < 80 ? u : 80);
   const float k = (t * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded to a whole number
   const float r = (t - k * 0.693359375f) + k * 2.12194440e-4f;    // t less k times log 2
   float p = 1.0f / 5040;
-  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f})
-    p = p * r + coefficient;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
   p = p * r * r + r;  // exp(r) - 1
   const std::int32_t bits = (static_cast<std::int32_t>(k) + 127) << 23;
   float power;
@@ -50,15 +53,19 @@ void label(const ChangeLabelsArgs& a, const std::int64_t* box) {
       float* row = values.data() + (z * n[1] + y) * n[2];
       char* in = inside.data() + (z * n[1] + y) * n[2];
       std::memcpy(in, a.mask + box[0] * image + place(z, y), n[2]);
+      std::int64_t lo = 0, hi = n[2];  // beyond them all is outside
+      while (lo < hi && !in[lo]) ++lo;
+      while (lo < hi && !in[hi - 1]) --hi;
       for (std::int64_t channel = 0; channel < a.channels; ++channel) {
         const std::int64_t first = (box[0] * a.channels + channel) * image + place(z, y);
         const float *after = a.after + first, *before = a.before + first;
-        for (std::int64_t x = 0; x < n[2]; ++x) row[x] += std::fabs(after[x] - before[x]);
+        for (std::int64_t x = lo; x < hi; ++x) row[x] += std::fabs(after[x] - before[x]);
       }
-      for (std::int64_t x = 0; x < n[2]; ++x) {
-        const float change = row[x] * share, y_ = lost(change * change * scale);
-        row[x] = in[x] ? y_ : 0.0f;
+      for (std::int64_t x = lo; x < hi; ++x) {
+        const float change = row[x] * share;
+        row[x] = lost(change * change * scale);
       }
+      for (std::int64_t x = lo; x < hi; ++x) row[x] = in[x] ? row[x] : 0;
     }
   const float* result = values.data();
   if (a.clean) {

@@ -163,9 +163,9 @@ class Filling {
   void run(float* values, const Extent& e) {
     lay_out(values, e);
     if (e.n[0] > 1) {
-      fill<9>();
+      fill<9>(e);
     } else {
-      fill<4>();
+      fill<4>(e);
     }
     take_back(values, e);
   }
@@ -175,10 +175,11 @@ class Filling {
   std::vector<float> floor_, level_;  // what is there, and to what it is raised
   std::vector<std::int64_t> queue_;
 
-  // The neighbours that come before a cell in the order of memory, kHalf of them; as many come
-  // after it. Cells of the layer around have an infinite floor: they are never lowered.
+  // The neighbours that come before a cell in the order of memory, kHalf of them, of which the last
+  // one is beside it; as many come after it. Cells of the layer around have an infinite floor: they
+  // are never lowered.
   template <int kHalf>
-  void fill() {
+  void fill(const Extent& e) {
     std::int64_t earlier[kHalf];
     int count = 0;
     for (std::int64_t z = kHalf == 9 ? -1 : 0; z <= 0; ++z)
@@ -187,24 +188,29 @@ class Filling {
           const std::int64_t offset = (z * wide_[1] + y) * wide_[2] + x;
           if (offset < 0 && z * z + y * y + x * x <= 2) earlier[count++] = offset;
         }
+    const std::int64_t n = e.n[2], lines = e.n[0] * e.n[1];
     float* level = level_.data();
     const float* floor = floor_.data();
-    const std::int64_t first = (wide_[1] + 1) * wide_[2] + 1;
-    const std::int64_t end = static_cast<std::int64_t>(level_.size()) - first;
-    for (std::int64_t p = first; p < end; ++p) {
-      float least = level[p];
-      for (const std::int64_t offset : earlier) least = Smaller()(least, level[p + offset]);
-      level[p] = Larger()(least, floor[p]);
+    const auto first_of_line = [&](std::int64_t i) {
+      return ((i / e.n[1] + 1) * wide_[1] + i % e.n[1] + 1) * wide_[2] + 1;
+    };
+    for (std::int64_t i = 0; i < lines; ++i) {
+      const std::int64_t line = first_of_line(i);
+      lower<kHalf>(level + line, earlier, 1, n);
+      float least = kInfinity;
+      for (std::int64_t p = line; p < line + n; ++p)
+        level[p] = least = Larger()(floor[p], Smaller()(least, level[p]));
     }
     queue_.clear();
-    for (std::int64_t p = end - 1; p >= first; --p) {
-      float least = level[p];
-      for (const std::int64_t offset : earlier) least = Smaller()(least, level[p - offset]);
-      level[p] = least = Larger()(least, floor[p]);
-      bool higher = false;
-      for (const std::int64_t offset : earlier)
-        higher |= level[p - offset] > least && level[p - offset] > floor[p - offset];
-      if (higher) queue_.push_back(p);
+    for (std::int64_t i = lines - 1; i >= 0; --i) {
+      const std::int64_t line = first_of_line(i);
+      lower<kHalf>(level + line, earlier, -1, n);
+      float least = kInfinity;
+      for (std::int64_t p = line + n - 1; p >= line; --p)
+        level[p] = least = Larger()(floor[p], Smaller()(least, level[p]));
+      if (!any_higher<kHalf>(level + line, floor + line, earlier, n)) continue;
+      for (std::int64_t p = line + n - 1; p >= line; --p)
+        if (any_higher<kHalf>(level + p, floor + p, earlier, 1)) queue_.push_back(p);
     }
     for (std::size_t head = 0; head < queue_.size(); ++head) {
       const std::int64_t p = queue_[head];
@@ -215,6 +221,29 @@ class Filling {
             queue_.push_back(q);
           }
     }
+  }
+
+  // Lowers n cells to the least of their neighbours in other lines, before (way 1) or after them.
+  // A cell waits for the one beside it, but not for these.
+  template <int kHalf>
+  static void lower(float* line, const std::int64_t* earlier, std::int64_t way, std::int64_t n) {
+    for (int k = 0; k < kHalf - 1; ++k) {
+      const float* other = line + way * earlier[k];
+#pragma GCC ivdep
+      for (std::int64_t x = 0; x < n; ++x) line[x] = Smaller()(line[x], other[x]);
+    }
+  }
+
+  // Whether a neighbour after one of n cells can still be lowered to it.
+  template <int kHalf>
+  static bool any_higher(const float* level, const float* floor, const std::int64_t* earlier,
+                         std::int64_t n) {
+    int found = 0;
+    for (int k = 0; k < kHalf; ++k) {
+      const float *other = level - earlier[k], *under = floor - earlier[k];
+      for (std::int64_t x = 0; x < n; ++x) found |= (other[x] > level[x]) & (other[x] > under[x]);
+    }
+    return found != 0;
   }
 
   template <class Row>
