@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReSynthDetect: losses, tiles, guidance, the fit and what comes of it, resuming, refusals."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -13,6 +14,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import small_proxies
 import small_resynth
 import torch
 import torch.nn.functional as nnf
@@ -24,9 +26,15 @@ from test_cli import call
 import fundad_fast
 from fundad_fast.batch import Batch
 from fundad_fast.methods import ConfigError, ReSynthDetect, make_config
+from fundad_fast.methods.image_store import ImageStore
 from fundad_fast.methods.losses import focal_loss, structural_loss
-from fundad_fast.methods.resynth import image_score
-from fundad_fast.methods.resynth_training import ReconstructionStage, cut_tile, view
+from fundad_fast.methods.resynth import _split, image_score
+from fundad_fast.methods.resynth_training import (
+    ReconstructionStage,
+    cut_tile,
+    reconstruction_loss,
+    view,
+)
 from fundad_fast.methods.tiling import tile_starts, tiled
 from fundad_fast.nets import Autoencoder, GuidedPair, GuidedUNet, guidance
 from fundad_fast.training import multi_step
@@ -67,6 +75,46 @@ def test_focal_loss_is_finite_where_the_network_is_certain():
     loss.backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_the_first_stage_learns_to_make_healthy_images_again_by_squared_differences():
+    store, (first,) = ImageStore(2**30), eyes(1)
+    for one in eyes(3):
+        store.add(one)
+    config = make_config(ReSynthDetect, "default", {**TINY, "mirror": "none", "rotation": 0.0})
+    net = Autoencoder(3, 2, 3).eval()
+    stage = ReconstructionStage(config, net, store, np.array([0]), np.array([1, 2]))
+    losses = []
+
+    class Turn:
+        index, seeds, device, networks = (0,), (5,), torch.device("cpu"), {"reconstruction": net}
+
+        def autocast(self):
+            return contextlib.nullcontext()
+
+        def descend(self, loss, name):
+            losses.append(loss)
+
+    assert stage.step(Turn())["loss"] is losses[0]
+    with torch.no_grad():
+        again = net(first.image)
+    torch.testing.assert_close(losses[0], ((again - first.image) ** 2).mean())
+    draem = config.model_copy(update={"reconstruction_loss": "l2+ssim"})
+    torch.testing.assert_close(
+        reconstruction_loss(again, first.image, draem),
+        losses[0] + structural_loss(again, first.image),
+    )
+
+
+def test_weights_are_chosen_on_images_that_are_not_trained_on():
+    for seed in range(5):
+        own, other = _split(23, make_config(ReSynthDetect, "default", {"seed": seed}))
+        assert len(other) == 2
+        assert sorted([*own, *other]) == list(range(23))
+    splits = {
+        tuple(_split(23, make_config(ReSynthDetect, "default", {"seed": s}))[1]) for s in (0, 1)
+    }
+    assert len(splits) == 2
 
 
 def test_structural_loss_is_zero_for_the_same_image_and_grows_with_blur():
@@ -444,3 +492,29 @@ def test_the_command_refuses_photographs_without_a_field_of_view(tmp_path):
     said = call("fit", folder, "-m", "resynth", "-o", tmp_path / "model", *small, code=2)
     assert "fit with fov=none for other images" in said
     call("fit", folder, "-m", "resynth", "-o", tmp_path / "model", "--set=fov=none", *small)
+
+
+@pytest.mark.parametrize("method", ["resynth", "proxyano"])
+def test_the_commands_go_from_photographs_to_figures_and_a_page(tmp_path, method):
+    data = tmp_path / "pack"
+    for folder, seeds in (("train/good", range(6)), ("test/good", (6, 7)), ("test/sick", (8, 9))):
+        (data / folder).mkdir(parents=True)
+        for seed in seeds:
+            picture = photograph(seed, size=64, lesion=folder == "test/sick")
+            cv2.imwrite(str(data / folder / f"{seed}.png"), picture[..., ::-1])
+            if folder == "test/sick":
+                (data / "ground_truth/sick").mkdir(parents=True, exist_ok=True)
+                mask = np.uint8(255 * (picture[..., 2] > 120))
+                cv2.imwrite(str(data / f"ground_truth/sick/{seed}_mask.png"), mask)
+    tiny = TINY if method == "resynth" else {**small_proxies.PROXY, "fov": "auto"}
+    small = [f"--set={k}={json.dumps(v)}" for k, v in tiny.items()]
+    model, run = tmp_path / "model", tmp_path / "run"
+    said = call("fit", data, "-m", method, "-o", model, *small)
+    assert "image threshold" in said
+    call("eval", data, "-m", model, "-o", run, "--intervals", "0", "--overlays", "1")
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert metrics["pixel_AP"]["n"] == 4
+    assert 0 < metrics["pixel_AP"]["value"] <= 1
+    assert method in (run / "report.html").read_text()
+    assert len(list((run / "overlays").glob("*.jpg"))) == 1
+    assert (model / "training.svg").is_file()
