@@ -187,8 +187,11 @@ _DRAEM: dict[str, Any] = {
     "rotation": 45.0,
 }
 
+# Lesions are small and local: a tile of 256 pixels at full resolution costs a quarter of a picture.
 _DEFAULT: dict[str, Any] = {
     **_SMALL,
+    "tile": 256,
+    "overlap": 64,
     "epochs": None,
     "reconstruction_epochs": None,
     "reconstruction_steps": 500,
