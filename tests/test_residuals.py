@@ -116,3 +116,14 @@ def test_what_judges_single_pixels_says_so():
         with pytest.raises(ConfigError, match=f"kind={kind} compares single pixels"):
             fit_on(Autoencoder, batches(6), kind=kind, residual_blur=0.1)
         fit_on(Autoencoder, batches(6), kind=kind, residual_relative="image", max_steps=1)
+
+
+@pytest.mark.parametrize("how", [{}, {"compare": "structure"}, {"blur": 0.05}])
+def test_what_was_made_outside_the_mask_does_not_count(how):
+    image, made = pair()
+    mask = torch.zeros(2, 48, 48, dtype=torch.bool)
+    mask[:, 8:40, 8:40] = True
+    image = image * mask[:, None]
+    other = torch.where(mask[:, None], made, 0.9)
+    full, again = (residual_map(m, image, mask, squared=False, **how) for m in (made, other))
+    assert torch.equal(full[mask], again[mask])
