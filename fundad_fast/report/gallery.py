@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
+from itertools import chain
 from typing import Any
 
 from fundad_fast.report.overlay import distinct_numbers, turbo_stops
@@ -17,29 +19,37 @@ ENLARGE = '<button type="button" class="enlarge">Enlarge</button>'
 
 def section(
     run: Run,
-    cards: list[str],
+    cards: Iterable[str],
+    count: int,
     start: int,
     shown: int,
     links: list[tuple[str, str | None]],
     has_patients: bool,
 ) -> Rendered:
-    """The gallery with its controls; ``links`` are (name, target) of its pages."""
+    """The gallery with its controls, and ``count`` cards, which are taken as they are written.
+
+    Args:
+        run: whose images they are.
+        cards, count: those of this page.
+        start, shown: images on earlier pages, and on all of them.
+        links: (name, target) of the pages.
+        has_patients: whether the images can be told apart by patient.
+    """
     total = len(run.ranked)
-    if not cards:
+    if not count:
         why = "No image was scored." if total == 0 else "The gallery was left out."
         return "images", "Images", f'<p class="note">{why}</p>'
-    order = f"Worst first: {start + 1:,} to {start + len(cards):,} of {total:,} scored images."
+    order = f"Worst first: {start + 1:,} to {start + count:,} of {total:,} scored images."
     if shown < total:
         order += f" The gallery shows the {shown:,} worst; all are in the table of the report."
     pager = _pager(links)
     has_labels = bool((run.label >= 0).any())
-    return (
-        "images",
-        "Images",
+    head = (
         f'<p class="note">{order}</p>{_controls(run, has_labels, has_patients)}{pager}'
         f'<p class="note" id="none-left" hidden>No image on this page is of that kind.</p>'
-        f'<ol class="gallery" start="{start + 1}">{"".join(cards)}</ol>{pager}',
+        f'<ol class="gallery" start="{start + 1}">'
     )
+    return "images", "Images", chain([head], cards, [f"</ol>{pager}"])
 
 
 def card(rank: int, row: dict[str, Any], flag: bool | None, first: bool, picture: Picture) -> str:

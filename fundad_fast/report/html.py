@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from fundad_fast.progress import Progress, Task
 from fundad_fast.report import drift, gallery, likeness, sections, tables
 from fundad_fast.report.asset_files import asset
+from fundad_fast.report.page_data import written
 from fundad_fast.report.patients import Patients, by_patient
 from fundad_fast.report.pictures import draw_all
 from fundad_fast.report.run_files import Rows, Run, open_run
@@ -68,27 +67,20 @@ def write_report(
     pages = run.folder / "report"
     fresh = run.folder / ".report.part"
     shutil.rmtree(fresh, ignore_errors=True)
-    first = b""
     try:
         with (progress or Progress()).task("report", len(shown), "images") as task:
             for i, rows in enumerate(chunks):
-                start = i * page_size
-                cards = list(_cards(run, patients, rows, start, threads, max_megapixels, task))
-                page = _page(run, patients, cards, i, len(chunks), page_size, len(shown))
-                if i == 0:
-                    first = page
-                else:
-                    fresh.mkdir(exist_ok=True)
-                    (fresh / _page_name(i)).write_bytes(page)
+                cards = _cards(run, patients, rows, i * page_size, threads, max_megapixels, task)
+                page = _page(run, patients, cards, len(rows), i, len(chunks), page_size, len(shown))
+                with replacing(fresh / "pages" / _page_name(i)) as file:
+                    file.writelines(page)
+        (fresh / "pages" / _page_name(0)).rename(fresh / "report.html")
         shutil.rmtree(pages, ignore_errors=True)  # pages of an earlier, longer report
-        if fresh.exists():
-            fresh.rename(pages)
+        if len(chunks) > 1:
+            (fresh / "pages").rename(pages)
+        return (fresh / "report.html").replace(run.folder / "report.html")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    path = run.folder / "report.html"
-    with replacing(path) as file:
-        file.write(first)
-    return path
 
 
 def _cards(
@@ -112,12 +104,14 @@ def _cards(
 def _page(
     run: Run,
     patients: Patients | None,
-    cards: list[str],
+    cards: Iterator[str],
+    count: int,
     page: int,
     pages: int,
     page_size: int,
     shown: int,
-) -> bytes:
+) -> Iterator[bytes]:
+    """A page piece by piece: with pictures and 100,000 rows it is long."""
     top = page == 0
     parts: list[sections.Rendered] = []
     if top:
@@ -125,7 +119,7 @@ def _page(
         parts += [sections.metrics(run), drift.section(run), likeness.section(run)]
     links = _links(page, pages)
     start = page * page_size
-    parts.append(gallery.section(run, cards, start, shown, links, patients is not None))
+    parts.append(gallery.section(run, cards, count, start, shown, links, patients is not None))
     if top:
         parts += [tables.patients_section(run, patients), tables.rows_section(run, patients)]
         parts += [sections.failures(run), sections.settings(run)]
@@ -133,36 +127,43 @@ def _page(
     menu = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name, _ in parts)
     if not top:
         menu = '<a href="../report.html">Report</a>' + menu
-    body = "".join(
-        f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2 id="{anchor}-h">{escape(name)}'
-        f"</h2>{html}</section>"
-        for anchor, name, html in parts
-    )
-    targets = [""] + [f"report/{_page_name(i)}" for i in range(1, pages)]
-    gallery_of = {"shown": shown, "pages": targets, "page_size": page_size}
-    data = {**tables.data(run, patients), **gallery_of} if top else {}
     script, style = asset("page.js") + asset("tables.js"), asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     name = escape(run.folder.resolve().name)
-    text = Template(asset("page.html")).substitute(
-        title=f"{name} · fundad report" + ("" if top else f" · page {page + 1}"),
-        script_hash=f"sha256-{digest}",
-        style=style,
-        heading=sections.heading(run),
-        alarm=likeness.warning(run) if top else "",
-        menu=menu,
-        body=body,
-        data=_json(data),
-        script=script,
-    )
+    frame = {
+        "title": f"{name} · fundad report" + ("" if top else f" · page {page + 1}"),
+        "script_hash": f"sha256-{digest}",
+        "style": style,
+        "heading": sections.heading(run),
+        "alarm": likeness.warning(run) if top else "",
+        "menu": menu,
+        "script": script,
+    }
+    head, middle, foot = (Template(part).substitute(frame) for part in _frame())
+    yield _encoded(head)
+    for anchor, name, html in parts:
+        yield _encoded(
+            f'<section id="{anchor}" aria-labelledby="{anchor}-h">'
+            f'<h2 id="{anchor}-h">{escape(name)}</h2>'
+        )
+        yield from map(_encoded, [html] if isinstance(html, str) else html)
+        yield b"</section>"
+    yield _encoded(middle)
+    targets = [""] + [f"report/{_page_name(i)}" for i in range(1, pages)]
+    gallery_of = {"shown": shown, "pages": targets, "page_size": page_size}
+    yield from written({**tables.data(run, patients), **gallery_of} if top else {})
+    yield _encoded(foot)
+
+
+def _frame() -> list[str]:
+    """What stands before the sections, between them and the data, and after those."""
+    head, rest = asset("page.html").split("$body")
+    return [head, *rest.split("$data")]
+
+
+def _encoded(text: str) -> bytes:
     # Ids may hold halves of surrogate pairs (file names that are not UTF-8).
     return text.encode("utf-8", "replace")
-
-
-def _json(content: dict[str, Any]) -> str:
-    """JSON that cannot end the element that it stands in."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _page_name(page: int) -> str:

@@ -103,17 +103,15 @@ def table_data(run: Run, patients: Patients, images: Ints) -> dict[str, Any]:
     place = np.full(len(run), -1, np.intp)
     place[images] = np.arange(len(images))
     sides = {
-        side: [None if value != value else float(f"{value:.6g}") for value in scores[:n].tolist()]
-        for side, scores in patients.sides.items()
-        if np.isfinite(scores).any()
+        side: scores[:n] for side, scores in patients.sides.items() if np.isfinite(scores).any()
     }
     names = run.rows.text(("patient_id",), shown)["patient_id"]
     return {
         "name": [str(name) for name in names],
-        "worst": place[shown].tolist(),
-        "images": patients.images[:n].tolist(),
-        "scored": patients.scored[:n].tolist(),
-        "flagged": patients.flagged[:n].tolist(),
+        "worst": place[shown],
+        "images": patients.images[:n],
+        "scored": patients.scored[:n],
+        "flagged": patients.flagged[:n],
         "sides": sides,
     }
 

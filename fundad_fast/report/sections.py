@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,7 +29,8 @@ STATUS_MEANING = {
     "failed": "an error while scoring",
 }
 
-Rendered = tuple[str, str, str]  # anchor, name in the menu, HTML; no HTML = no such section
+Rendered = tuple[str, str, str | Iterable[str]]
+"""Anchor, name in the menu, and HTML, at once or piece by piece; "" = no such section."""
 
 
 def number(value: float | None) -> str:

@@ -11,7 +11,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fundad_fast.report import patients as by_patients
 from fundad_fast.report.asset_files import asset
@@ -58,37 +57,32 @@ def data(run: Run, patients: Patients | None) -> dict[str, Any]:
     rows = run.rows
     found: dict[str, Any] = {
         "id": [str(name) for name in rows.text(("id",), order)["id"]],
-        "score": rounded(run.score[order]),
-        "pct": rounded(rows.numbers["score_pct"][order]),
-        "flag": run.flag[order].tolist(),
-        "label": run.label[order].tolist(),
+        "score": run.score[order],
+        "pct": rows.numbers["score_pct"][order],
+        "flag": run.flag[order],
+        "label": run.label[order],
         "ranked": len(run.ranked),
     }
     for name, names in (("class", "classes"), ("status", "statuses"), ("laterality", "sides")):
         found[name], found[names] = _sorted_codes(run, name, order)
     found["divisions"] = [
-        {"word": d.word, "names": d.names, "code": d.code[order].tolist()} for d in divisions(run)
+        {"word": d.word, "names": d.names, "code": d.code[order]} for d in divisions(run)
     ]
     if patients is not None:
         # Both are worst first, so that no row is of a patient beyond those in the table.
-        found["patient"] = patients.of_row[order].tolist()
+        found["patient"] = patients.of_row[order]
         found["patients"] = by_patients.table_data(run, patients, order)
     return found
 
 
-def rounded(values: NDArray[np.float32]) -> list[float | None]:
-    """To six digits; ``None`` for what is not finite."""
-    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values.tolist()]
-
-
-def _sorted_codes(run: Run, name: str, order: Rows) -> tuple[list[int], list[str]]:
+def _sorted_codes(run: Run, name: str, order: Rows) -> tuple[Rows, list[str]]:
     """Codes of some rows, with only the words that they need, in alphabetical order."""
     words, codes = run.rows.names[name], run.rows.codes[name][order]
     used = [] if words is None else sorted((words[k], k) for k in np.unique(codes) if k >= 0)
     place = np.full(len(words or ()) + 1, -1, np.intp)
     for i, (_, k) in enumerate(used):
         place[k] = i
-    return place[codes].tolist(), [word for word, _ in used]
+    return place[codes], [word for word, _ in used]
 
 
 def _sides_known(run: Run) -> bool:
