@@ -93,3 +93,16 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(cohort: Path) -> fundad_fast.ReSAD:
     """A small ReSAD with an untrained backbone, fitted on the cohort."""
     return fundad_fast.ReSAD(weights="untrained", folds=3, **SMALL).fit(cohort)
+
+
+@pytest.fixture(scope="session")
+def model(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ReSAD that the command line has fitted on the cohort."""
+    from commands import SETTINGS, call  # not before the interpreter of kernels is set
+
+    path = tmp_path_factory.mktemp("cli") / "model"
+    said = call("fit", cohort, "-o", path, *SETTINGS)
+    assert "12 healthy (good)" in said
+    assert "the backbone is untrained" in said
+    assert "image threshold" in said
+    return path

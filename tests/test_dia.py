@@ -16,9 +16,9 @@ import pytest
 import small_dia
 import torch
 from cohorts import photograph
+from commands import call, rows
 from small_dia import TINY, fit_on
 from small_tasks import batches
-from test_cli import call, rows
 
 import fundad_fast
 from fundad_fast import diffusion

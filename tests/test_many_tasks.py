@@ -15,8 +15,8 @@ import pytest
 import small_tasks
 import torch
 from cohorts import SMALL, photograph
+from commands import call
 from small_tasks import TINY, batches, fit_on, volumes
-from test_cli import call
 
 import fundad_fast
 from fundad_fast.batch import Batch

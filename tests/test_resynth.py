@@ -19,9 +19,9 @@ import small_resynth
 import torch
 import torch.nn.functional as nnf
 from cohorts import photograph
+from commands import call
 from small_resynth import TINY, fit_on
 from small_tasks import batches, volumes
-from test_cli import call
 
 import fundad_fast
 from fundad_fast.batch import Batch
