@@ -17,6 +17,7 @@ import numpy as np
 
 from . import __version__
 from .methods import METHODS, HeldOut, Method, State
+from .words import count
 
 SCHEMA = 1
 FILES = ("weights.safetensors", "bank.safetensors", "normal_scores.parquet", "MODEL_CARD.md")
@@ -229,7 +230,7 @@ def _looks(census: dict[str, Any]) -> list[str]:
     """The census of the training images in words; see ``data.appearance.take_census``."""
     lines = [
         f"* {name.replace('_', ' ')}: median {found['median']:g}, from {found['min']:g} to "
-        f"{found['max']:g} ({found['n']} images)"
+        f"{found['max']:g} ({count(found['n'], 'image')})"
         for name, found in census.items()
         if name != "sizes"
     ]

@@ -6,7 +6,8 @@
 half of one; a kill loses at most the rows of the part that was open.
 
 The parts never hold two rows of one id: an input that is to be scored anew loses its old row, map
-and overlay first.
+and overlay first. A run that replaces another keeps that one aside until rows of its own are on
+disk, and gives it back where none come to be.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from .set_aside import OldContent
 
 SCHEMA = 1
 PART_ROWS = 1024
@@ -140,6 +143,7 @@ class RunFolder:
         about: what ``run.json`` says of this run. An existing run goes on only when its kind,
             model, settings, layout and input (except for a list, which has no folder of its own)
             are the same.
+        replace: a run that is there is not gone on with but gives way, whatever it holds.
 
     Attributes:
         about: the same, with ``created`` and ``seconds`` of the run that goes on.
@@ -148,8 +152,10 @@ class RunFolder:
         RunError: another process has it open, it holds another run, or it is no run folder.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], *, replace: bool = False) -> None:
         self.path, self.about = path, {"schema": SCHEMA, **about}
+        self._replace = replace
+        self._old = OldContent(path, "run.json", frozenset({LOCK}))
         self._rows: list[dict[str, Any]] = []
         self._opened = time.monotonic()
         self._lock: IO[str] | None = None
@@ -178,6 +184,7 @@ class RunFolder:
     def _begin(self) -> bool:
         """What is done under the lock before any row; whether the run goes on."""
         self._check_ours()
+        self._settle_old()
         going_on = (self.path / "run.json").exists()
         if going_on:
             before = read_run(self.path)
@@ -188,6 +195,17 @@ class RunFolder:
         self._mend_log()
         self.write_json("run.json", self.about)
         return going_on
+
+    def _settle_old(self) -> None:
+        """See to a run that gives way, also where a kill came in between."""
+        begun = (self.path / "run.json").exists()
+        if self._old and (not begun or (self._replace and not score_parts(self.path))):
+            self._old.bring_back()
+            begun = True
+        if self._replace and begun:
+            self._old.put()
+        elif not self._old or score_parts(self.path):
+            self._old.let_go()
 
     def sweep(self) -> None:
         """Remove what writers that were killed have left half done."""
@@ -208,17 +226,25 @@ class RunFolder:
             if not tail.endswith(b"\n"):
                 file.truncate(size - back + tail.rfind(b"\n") + 1)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         assert self._lock is not None
+        good = False
         try:
             self.flush()
             self._write_failed()
+            good = kind is None
         finally:
-            self._lock.close()
+            try:
+                if self._old and not (good or score_parts(self.path)):
+                    self._old.bring_back()
+                else:
+                    self._old.let_go()
+            finally:
+                self._lock.close()
 
     def _check_ours(self) -> None:
         """Refuse a folder of something else; what a kill left before ``run.json`` is ours."""
-        if not self.path.exists() or (self.path / "run.json").exists():
+        if not self.path.exists() or (self.path / "run.json").exists() or self._old:
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; give another -o")
@@ -227,7 +253,8 @@ class RunFolder:
             unused = entry.name == "scores" and entry.is_dir() and not score_parts(self.path)
             if not (entry.name == LOCK or torn or unused):
                 raise RunError(
-                    f"{self.path} exists and is not a run folder; give another -o, or --overwrite"
+                    f"{self.path} exists and is not a run folder (no run.json); give another -o, "
+                    "or remove it yourself"
                 )
 
     def _check_same(self, before: dict[str, Any]) -> None:
@@ -238,9 +265,8 @@ class RunFolder:
         was, now = before.get("settings") or {}, self.about.get("settings") or {}
         for key in sorted({*was, *now}):
             if was.get(key) != now.get(key):
-                raise RunError(
-                    f"{self.path} was made with {key}={was.get(key)}, not {now.get(key)}; {other}"
-                )
+                a, b = (_said(key, settings.get(key)) for settings in (was, now))
+                raise RunError(f"{self.path} was made with {a}, not {b}; {other}")
         keys = ["kind", "layout"]
         if self.about.get("layout") not in ("list", "several"):
             keys.append("input")
@@ -292,6 +318,7 @@ class RunFolder:
             with replacing(self.next_part()) as file:
                 pq.write_table(table, file)
             self._rows = []
+            self._old.let_go()
         self._opened = time.monotonic()
 
     def next_part(self) -> Path:
@@ -340,6 +367,13 @@ class RunFolder:
             for row in read_rows(self.path, columns=columns):
                 if row["status"] != "ok":
                     writer.writerow(row)
+
+
+def _said(key: str, value: Any) -> str:
+    """A setting as the command line says it."""
+    if key == "save_maps":
+        return "--no-maps" if value is False else "--maps"
+    return f"{key}={value}"
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

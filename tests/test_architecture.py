@@ -11,13 +11,15 @@ import pytest
 import fundad_fast
 
 ROOT = Path(fundad_fast.__file__).parent
-BOTTOM = {"__init__", "batch", "progress"}
+BOTTOM = {"__init__", "batch", "progress", "words"}
 ROOMS = {"ops", "spill", "backbones", "synthetic", "nets"}
 MAY_IMPORT = {  # room: rooms that it may name, wherever in its files the import stands
     "__init__": {"ops", "detector"},
     "batch": set(),
     "progress": set(),
-    "run_folder": set(),
+    "words": set(),
+    "set_aside": set(),
+    "run_folder": {"set_aside"},
     "ops": {"ops", "_native"},
     "spill": set(),
     "backbones": set(),

@@ -111,6 +111,34 @@ def test_the_demo_goes_the_whole_way(tmp_path):
     assert "exists" in call("demo", "-o", tmp_path / "demo", code=2)
 
 
+def test_an_interrupt_while_torch_is_imported_is_one_line():
+    code = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from fundad_command import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_later_says_that_it_goes_on(model, cohort, tmp_path, monkeypatch):
+    def interrupts(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fundad_fast.archive.run.score_run", interrupts)
+    said = call("score", cohort / "test", "-m", model, "-o", tmp_path / "run", code=130)
+    assert said.endswith("interrupted; the same command goes on from here\n")
+    said = call("score", cohort, "-m", model, "-o", tmp_path / "run", "--overwrite", code=130)
+    assert "the same command without --overwrite goes on" in said
+    monkeypatch.setattr("fundad_fast.report.write_report", interrupts)
+    assert call("report", tmp_path, code=130) == "interrupted\n"  # it begins again
+
+
 def test_exit_codes_reach_the_shell(tmp_path):
     command = [sys.executable, "-c", "from fundad_fast.cli import main; main()"]
     done = subprocess.run(

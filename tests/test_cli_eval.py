@@ -10,8 +10,10 @@ from commands import SETTINGS, call, rows
 
 
 def test_eval_writes_rows_maps_overlays_and_metrics(model, cohort, tmp_path):
-    said = call("eval", cohort, "-m", model, "-o", tmp_path / "run", "--intervals", 50)
+    args = ("eval", cohort, "-m", model, "-o", tmp_path / "run", "--intervals", 50)
+    said = call(*args, "--ap-chunk")
     assert "image_AUROC" in said
+    assert "pixel_AP_chunk20" in said
     assert "image_FPR_threshold" in said
     run = tmp_path / "run"
     table = {row["id"]: row for row in rows(run)}
@@ -33,6 +35,8 @@ def test_eval_writes_rows_maps_overlays_and_metrics(model, cohort, tmp_path):
     assert metrics["image_AUROC"]["value"] == 1.0
     assert metrics["pixel_AUROC"]["value"] > 0.9
     assert metrics["image_AUROC"]["definition"]
+    assert metrics["pixel_AP_chunk20"]["value"] > 0.5
+    assert "chunks of 20 images" in (run / "report.html").read_text(encoding="utf-8")
     assert len(list((run / "overlays").iterdir())) == 8
     facts = json.loads((run / "run.json").read_text())
     assert facts["counts"] == {"ok": 8}
@@ -76,5 +80,7 @@ def test_two_runs_are_compared_on_the_same_images(model, cohort, tmp_path):
     assert "a − b" in again
     assert json.loads((tmp_path / "b/comparison.json").read_text()) == compared
     assert "RUN --against OTHER" in call("eval", tmp_path / "b", code=2)
+    args = ("eval", tmp_path / "b", "--against", tmp_path / "a", "--ap-chunk")
+    assert "nor --ap-chunk" in call(*args, code=2)
     said = call("report", tmp_path / "b", "--top", 3)
     assert "report written" in said

@@ -54,7 +54,13 @@ def test_overwrite_replaces_and_nothing_else_does(model, cohort, tmp_path):
     call("score", cohort / "test", "-m", model, "-o", tmp_path / "run")
     said = call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", code=2)
     assert "was scored by model" in said
-    call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", "--overwrite")
+    inside = tmp_path / "run" / "x"
+    for command in ("score", "eval"):
+        said = call(command, cohort, "-m", model, "-o", inside, code=2)
+        assert f"lies in the run folder {tmp_path / 'run'}" in said
+    call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", "--overwrite", "--no-maps")
+    said = call("score", cohort / "test", "-m", copy, "-o", tmp_path / "run", code=2)
+    assert "was made with --no-maps, not --maps" in said
     assert len(rows(tmp_path / "run")) == 8
 
 
@@ -80,3 +86,16 @@ def test_overwrite_never_touches_what_is_not_its_own(model, cohort, tmp_path):
     assert sorted(str(p) for p in data.rglob("*")) == before
     assert (tmp_path / "thesis" / "text").read_text() == "mine"
     assert (model / "bundle.json").exists()
+
+
+def test_an_overwrite_that_fails_gives_the_old_run_back(model, cohort, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    call("score", cohort / "test/good", "-m", model, "-o", run, "--no-report")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def fails(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fundad_fast.archive.run.Scorer", fails)
+    call("score", cohort / "test/spot", "-m", model, "-o", run, "--overwrite", code=2)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -5,6 +5,7 @@ import csv
 import fcntl
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -73,6 +74,8 @@ def test_shards_pages_and_several_folders_are_scored(model, cohort, tmp_path):
     assert scores[:2] == pytest.approx(scores[4:], rel=1e-5)  # the same images
     assert len(list((out / "overlays").iterdir())) == 6
     call("score", *names, "-m", model, "-o", tmp_path / "first", "--pages", "first")
+    folders = json.loads((tmp_path / "first" / "run.json").read_text())["folders"]
+    assert folders == names[1:]  # export writes into none of them
     assert {r["status"] for r in rows(tmp_path / "first")} == {"ok"}
     assert len(rows(tmp_path / "first")) == 4
 

@@ -182,7 +182,7 @@ def test_frames_are_items(tmp_path, rgb):
     ids = ["scan/many.dcm#0", "scan/many.dcm#1", "scan/many.dcm#2", "scan/one"]
     assert [item.id for item in dataset.items] == ids
     assert [item.frame for item in dataset.items] == [0, 1, 2, None]
-    assert "1 files of several frames" in dataset.describe()
+    assert "1 file of several frames" in dataset.describe()
     for item, expected in zip(dataset.items, (*frames, rgb)):
         np.testing.assert_array_equal(read_image(item), expected)
     path = tmp_path / "scan" / "many.dcm"

@@ -67,7 +67,7 @@ def test_mvtec_with_a_category(tree):
     assert told(dataset)["bottle/test/cut/000.png"][3] == "bottle/ground_truth/cut/000_mask.png"
     assert "preview.png" not in told(dataset)
     assert "read as the data set in the folder bottle" in dataset.notes
-    assert "1 images outside that folder are left out" in dataset.notes
+    assert "outside that folder and left out: 1 image" in dataset.notes
 
 
 def test_several_categories_are_ambiguous(tree):
@@ -207,7 +207,7 @@ def test_flat_classes(tree, masks):
 def test_flat_classes_and_images_beside_them(tree):
     dataset = discover(tree("healthy/1.png", "stray.png"))
     assert told(dataset)["stray.png"] == (None, None, None, None)
-    assert "1 images lie in no class folder and have no label" in dataset.notes
+    assert "1 image in no class folder, and so without a label" in dataset.notes
     assert [item.id for item in dataset.healthy_for_fit()] == ["healthy/1.png"]
 
 
@@ -264,7 +264,7 @@ def test_two_masks_for_one_image(tree):
     root = tree("good/0.png", "dr/1.png", "ground_truth/dr/1.png", "ground_truth/dr/1_mask.png")
     dataset = discover(root)
     assert told(dataset)["dr/1.png"][3] == "ground_truth/dr/1_mask.png"
-    assert dataset.notes == ("1 images have several masks; the one named …_mask is used",)
+    assert dataset.notes == ("1 image with several masks; the one named …_mask is used",)
 
 
 def test_what_counts_as_an_image(tree, tmp_path):

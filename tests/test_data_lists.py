@@ -30,7 +30,7 @@ def test_a_pattern(tree, monkeypatch):
     dataset = discover(f"{root}/**/*")
     assert (dataset.layout, dataset.root) == ("glob", str(root))
     assert [item.id for item in dataset.items] == ["x/1.png", "x/2.jpg", "y/deep/3.png"]
-    assert dataset.notes == ("1 masks are not taken for images",)
+    assert dataset.notes == ("1 mask: not taken for images",)
     assert [item.id for item in discover(f"{root}/x/?.png").items] == ["1.png"]
     with pytest.raises(DataError, match="matches no image among 1 files; .. stands for folders"):
         discover(f"{root}/x/*.txt")
@@ -66,7 +66,7 @@ def test_masks_and_manifests_that_a_pattern_matches_are_no_images(tree):
     dataset = discover(f"{root}/**/*")
     # The images of y_mask and z_mask are not there: these are images of odd names.
     assert [item.id for item in dataset.items] == ["notes", "x.jpg", "y_mask.png", "z_mask.png"]
-    assert dataset.notes == ("3 masks and 2 manifests are not taken for images",)
+    assert dataset.notes == ("3 masks and 2 manifests: not taken for images",)
     assert dataset.ignored == 1  # z.txt; what is called notes has the first bytes of an image
     # Also where the pattern leaves the image out.
     assert [i.id for i in discover(f"{root}/*.png").items] == ["y_mask.png", "z_mask.png"]
@@ -80,10 +80,10 @@ def test_masks_and_manifests_in_a_list_are_no_images(tree, monkeypatch):
     monkeypatch.chdir(root)
     dataset = discover(names)
     assert [item.id for item in dataset.items] == ["a/x.jpg", "a/y_mask.png", "b/gone.png"]
-    assert dataset.notes == ("2 masks and 1 manifests are not taken for images",)
+    assert dataset.notes == ("2 masks and 1 manifest: not taken for images",)
     assert [item.id for item in discover([root / "a" / "x.jpg"]).items] == [str(root / "a/x.jpg")]
     # A folder that all of them lie in says nothing, as with a folder that is given by its name.
     assert [item.id for item in discover(["gt/x.png"]).items] == ["gt/x.png"]
     assert discover(["gone/q_mask.png"]).items[0].id == "gone/q_mask.png"
-    with pytest.raises(DataError, match="no images, but 1 masks and 1 manifests"):
+    with pytest.raises(DataError, match="no images, but 1 mask and 1 manifest:"):
         discover(["a/x_mask.png", "manifest.csv"])

@@ -229,7 +229,7 @@ def test_a_folders_manifest_is_used_and_said(table, tmp_path):
     assert dataset.ignored == 0
     said = " ".join(dataset.notes)
     assert "manifest.csv says what the images are" in said
-    assert "4 images in the folder are not in manifest.csv" in said
+    assert "4 images in the folder not named in manifest.csv" in said
 
 
 def test_a_manifest_without_paths_is_not_used_and_said(table, tmp_path):

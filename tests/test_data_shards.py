@@ -356,7 +356,7 @@ def test_shards_in_folders(tmp_path, rgb):
     dataset = discover(tmp_path)
     assert [item.id for item in dataset.items] == ["c.png", "good/g.png"]
     assert dataset.ignored == 2
-    assert "2 shards (.tar, .zip), such as b.tar, are not opened" in dataset.describe()
+    assert "2 shards (.tar, .zip), such as b.tar, not opened" in dataset.describe()
 
 
 def test_two_members_of_one_name(tmp_path, rgb):

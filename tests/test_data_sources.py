@@ -60,7 +60,7 @@ def test_every_kind_of_input_at_once(tree):
 def test_a_manifest_among_images_was_named_by_a_pattern(tree):
     dataset = discover(["one.png", "m.csv", "s.tar"])
     assert [item.id for item in dataset.items] == ["one.png", "s.tar!/1.png"]
-    assert "1 manifests are not taken for images" in dataset.describe()
+    assert "1 manifest: not taken for images" in dataset.describe()
     assert dataset.layout == "list"
 
 

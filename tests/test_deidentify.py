@@ -100,7 +100,7 @@ def test_another_key_or_none_is_refused(archive, tmp_path):
     score(archive, out)
     with pytest.raises(RunError, match="made with deidentify="):
         score(archive, out, key=bytes(32))
-    with pytest.raises(RunError, match="made with deidentify=.*, not None"):
+    with pytest.raises(RunError, match="made with deidentify=.*, not deidentify=None"):
         score_null(archive, out)
 
 
@@ -129,6 +129,8 @@ def test_errors_lose_names_and_keep_reasons():
 
 def test_what_is_left_out_of_a_row():
     naming = Hidden(KEY)
+    said = naming.about({"settings": {}, "input": "/x", "notes": ["x"], "folders": ["/x"]})
+    assert "x" not in str([said["notes"], said["folders"], said["input"]])
     identifiers = Identifiers("1.2.3", "1.2", "1", "P-7", "L", "2024-05-31")
     known = {"patient_id": "P-7", "laterality": "L", "group": "Linz", "mask_path": "/m"}
     place = {"member": "b", "frame": 3, "offset": 512}

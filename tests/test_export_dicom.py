@@ -406,7 +406,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
 
     done = call(run, "--dicom", "-o", tmp_path / "out", "--progress", "none")
     assert done.exit_code == 0, done.output
-    assert "1 overlays, 1 segmentations\n" in done.output
+    assert "1 overlay, 1 segmentation\n" in done.output
     for args, words in (
         ((run, "-o", tmp_path / "out"), "say what to write: export RUN --dicom"),
         ((run, "--dicom", "-o", tmp_path / "source" / "x"), "lie in each other"),
@@ -421,6 +421,12 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps({**about, "layout": "list"}))
     done = call(run, "--dicom", "-o", tmp_path / "source" / "x", "--progress", "none")
     assert done.exit_code == 0, done.output  # the folder is only where a list was given
+    several = {**about, "layout": "several", "folders": [str(tmp_path / "source")]}
+    (run / "run.json").write_text(json.dumps(several))
+    done = call(run, "--dicom", "-o", tmp_path / "source" / "y", "--progress", "none")
+    assert done.exit_code == 2
+    assert "lie in each other" in done.output
+    (run / "run.json").write_text(json.dumps({**about, "layout": "list"}))
     shutil.rmtree(tmp_path / "source")
     (tmp_path / "source").mkdir()
     strict = call(run, "--dicom", "-o", tmp_path / "new", "--strict", "--progress", "none")

@@ -199,6 +199,8 @@ def test_the_gallery_is_worst_first_with_pictures_and_outcomes(tmp_path: Path) -
     assert [card["data-outcome"] for card in cards] == ["", "alarm", "missed", "", "missed", ""]
     pictures = [a for tag, a in page.elements if tag == "img"]
     assert len(pictures) == 12
+    assert len(page.with_class("switch")) == 1
+    assert len([a for _, a in page.elements if "data-layer" in a]) == 3
     assert all((a["src"] or "").startswith("data:image/jpeg;base64,") for a in pictures)
     assert all(a["alt"] for a in pictures)
     assert "<summary>1 above the pixel threshold" in page.source
@@ -394,3 +396,6 @@ def test_without_maps_only_the_photograph_is_shown(tmp_path: Path) -> None:
     assert len(page.with_class("single")) == 6
     assert not page.with_class("colour-key")
     assert "White outlines" not in page.text
+    assert not page.with_class("switch")
+    assert not [a for _, a in page.elements if "data-layer" in a]
+    assert [a for _, a in page.elements if a.get("id") == "kind"]

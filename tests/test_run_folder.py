@@ -106,8 +106,9 @@ def test_dropped_rows_take_their_pictures_along(tmp_path, monkeypatch):
     [
         ({"model": {"id": "m2"}}, "scored by model m1, not m2"),
         ({"kind": "eval"}, "a run of kind score, not eval"),
-        ({"settings": {"a": 2}}, "made with a=1, not 2"),
-        ({"settings": {"a": 1, "b": 2}}, "made with b=None, not 2"),
+        ({"settings": {"a": 2}}, "made with a=1, not a=2"),
+        ({"settings": {"a": 1, "b": 2}}, "made with b=None, not b=2"),
+        ({"settings": {"a": 1, "save_maps": False}}, "not --no-maps"),
         ({"input": "/y"}, "a run of input /x, not /y"),
         ({"layout": "classes"}, "a run of layout folder, not classes"),
     ],

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from fundad_fast import detector as detectors
 from fundad_fast.archive.run import ScoreOptions, score_run
 from fundad_fast.archive.truth import evaluate_run
+from fundad_fast.archive.truth_volumes import add_voxels
 from fundad_fast.batch import Scores
 from fundad_fast.bundle import Bundle
 from fundad_fast.data import (
@@ -33,6 +34,7 @@ from fundad_fast.data import (
 )
 from fundad_fast.data.volume_preparation import onto_grid
 from fundad_fast.detector import Detector
+from fundad_fast.evaluation import PixelEvaluator
 from fundad_fast.evaluation.resample import resample_volume
 from fundad_fast.methods import MethodConfig
 from fundad_fast.report import write_report
@@ -286,7 +288,7 @@ def test_a_run_over_volumes_has_maps_figures_and_pictures(cohort, tmp_path):
     for name in ("image_AUROC", "pixel_AUROC", "pixel_AP", "slice_AUROC", "slice_AP"):
         assert metrics[name]["value"] == 1, name
     assert metrics["slice_AUROC"]["n"] == 3 * 14
-    assert "slice" in metrics["slice_AUROC"]["definition"]
+    assert "more than 5/128² of it is lesion" in metrics["slice_AUROC"]["definition"]
 
     drawn = make_overlays(run, None)
     assert (drawn.drawn, dict(drawn.left_out)) == (3, {})
@@ -294,6 +296,29 @@ def test_a_run_over_volumes_has_maps_figures_and_pictures(cohort, tmp_path):
     write_report(run, threads=1)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Planes through slice" in page
+
+
+def test_slices_are_judged_as_published(tmp_path):
+    """A slice is abnormal above 5 of 128² voxels and scores the mean of its map (C.7)."""
+    shape = (4, 128, 128)
+    values, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    values[1:, 8:-8, 8:-8] = 100
+    labels[1, 60, 60:65] = 1  # 5 voxels: not more
+    labels[2, 60, 60:66] = 1
+    for name, content in (("v", values), ("l", labels)):
+        image = nibabel.Nifti1Image(content.transpose(2, 1, 0), np.diag([2, 2, 2, 1]))
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+    item = Item("v", str(tmp_path / "v.nii.gz"), label=1, mask_path=str(tmp_path / "l.nii.gz"))
+    scores = np.random.default_rng(0).random(shape, np.float32)
+    scores[0] = 0
+    (tmp_path / "map.nii.gz").write_bytes(as_nifti(scores, np.diag([2.0, 2, 2, 1])[:3]))
+    row = {"path": item.path, "map_path": "map.nii.gz", "member": None, "frame": None, "id": "v"}
+    slices = []
+    add_voxels(PixelEvaluator(), slices, tmp_path, row, item, 200.0)
+    assert [one.label for one in slices] == [0, 0, 1, 0]
+    assert [one.id for one in slices] == ["v#0", "v#1", "v#2", "v#3"]  # empty ones too
+    np.testing.assert_allclose([one.score for one in slices], scores.mean((1, 2)), rtol=1e-3)
+    assert {one.patient_id for one in slices} == {"v"}  # resampled together
 
 
 def test_a_map_is_a_nifti_that_others_read(tmp_path):

@@ -93,7 +93,7 @@ class Hidden(Naming):
     def about(self, about: dict[str, Any]) -> dict[str, Any]:
         """What ``run.json`` says, without where the images lie."""
         settings = {**about["settings"], "deidentify": self.check}
-        hidden = {"input": self._hash("input", about["input"]), "notes": []}
+        hidden = {"input": self._hash("input", about["input"]), "notes": [], "folders": []}
         return {**about, **hidden, "settings": settings}
 
     def _hash(self, kind: str, text: str) -> str:
@@ -104,20 +104,21 @@ class Hidden(Naming):
         return None if time is None else int(self._hash("time", str(time))[:15], 16)
 
 
-def key_of(out: Path, file: Path | None = None) -> bytes:
+def key_of(out: Path, file: Path | None = None, *, anew: bool = False) -> bytes:
     """The key of a run, made where there is none yet.
 
     Args:
         out: the run folder.
         file: where the key lies; by default beside the run folder, as ``<out>.key``. Shards of one
             run need the same.
+        anew: the run that is there gives way, so that its key need not be there.
 
     Raises:
         RunError: the run has begun and its key is missing, or what is there is no key.
     """
     path = file or out.with_name(f"{out.name}.key")
     if not path.exists():
-        if (out / "run.json").exists():
+        if (out / "run.json").exists() and not anew:
             raise RunError(f"the key of {out} is missing: put {path} back, or --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

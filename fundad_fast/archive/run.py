@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
@@ -91,6 +91,8 @@ def score_run(
     out: Path,
     *,
     kind: str = "score",
+    overwrite: bool = False,
+    folders: Sequence[str] = (),
     options: ScoreOptions | None = None,
     check: Check | None = None,
     engine: Engine | None = None,
@@ -114,6 +116,8 @@ def score_run(
         items: what to score; walked up to three times, each time the same in the same order.
         out: the run folder.
         kind: ``score`` or ``eval``.
+        overwrite: a run that is there gives way, once rows of this one are on disk.
+        folders: that were named among several inputs, for ``run.json``.
         options: batch size, threads, limits.
         check: may turn a prepared image into a failed row, as ``(status, error)``; called from
             several threads. Not for another engine.
@@ -136,6 +140,7 @@ def score_run(
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "input": os.path.realpath(dataset.root),
         "layout": dataset.layout,
+        "folders": [os.path.realpath(folder) for folder in folders],
         "notes": list(dataset.notes),
         "model": describe_model(bundle),
         # What must stay the same while a run goes on. The limit of megapixels is not of them: a
@@ -150,7 +155,7 @@ def score_run(
     mine = _Part(items, options.shard)
     naming = options.naming
     began = time.monotonic()
-    with RunFolder(out, naming.about(about)) as run:
+    with RunFolder(out, naming.about(about), replace=overwrite) as run:
         standing = Standing(run, naming)
         standing.settle(
             mine, dataset.layout, limit=options.limit, retry_failed=options.retry_failed

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from ..data import Item, Prepared, ReadError, Voxels, item_of_row, read_volume
 from ..evaluation import PixelEvaluator
-from ..evaluation.evaluate import ImageRecord
+from ..evaluation.evaluate import SLICE_LESION_SHARE, ImageRecord
 from ..evaluation.resample import resample_volume
 from ..run_folder import RunError, read_volume_map
-
-LESION_SHARE = 5 / 128**2
-"""A slice with a larger share of lesion voxels is abnormal (Baugh et al. 2023, their code)."""
 
 
 def check_labels(item: Item, prepared: Prepared, max_megapixels: float) -> tuple[str, str] | None:
@@ -50,7 +47,7 @@ def add_voxels(
     Args:
         pixels: takes the voxels; what is inside the object counts as its field of view.
         slices: takes a record for each axial slice, whose score is the mean of the map over the
-            whole slice and whose label is 1 where more than ``LESION_SHARE`` of it is lesion.
+            whole slice and whose label is 1 where more than ``SLICE_LESION_SHARE`` of it is lesion.
         run, row, item: the volume; one that is abnormal without labels is left out.
         max_megapixels: limit of its voxels, in millions.
 
@@ -78,7 +75,7 @@ def add_voxels(
     inside = _object(volume, grid)
     pixels.add(item.id, scores, lesion, fov=inside, types=types or None, patient=item.patient_id)
     for z, score in enumerate(scores.mean(axis=(1, 2), dtype=np.float64)):
-        abnormal = lesion is not None and float(lesion[z].mean()) > LESION_SHARE
+        abnormal = lesion is not None and float(lesion[z].mean()) > SLICE_LESION_SHARE
         slices.append(
             ImageRecord(
                 id=f"{item.id}#{z}",

@@ -7,6 +7,7 @@ Exit codes: 0 good, 1 some inputs failed under ``--strict``, 2 usage or unusable
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from .fitting import (
 )
 from .likeness import print_warnings
 from .options import (
+    ApChunk,
     BatchSize,
     Compile,
     Config,
@@ -67,6 +69,8 @@ from .options import (
     how_many,
 )
 from .steps import (
+    AFRESH,
+    GOES_ON,
     alone,
     apart,
     check_labelled,
@@ -207,7 +211,7 @@ def score(
     dry_run: Annotated[bool, typer.Option(help="Print what would be scored, and stop.")] = False,
 ) -> None:
     """Score images into a run folder. A killed run goes on when called again."""
-    with told(), ExitStack() as stack:
+    with told(goes_on=AFRESH if overwrite else GOES_ON), ExitStack() as stack:
         top = how_many(overlays)
         part = which_shard(shard)
         if deidentify:
@@ -229,6 +233,7 @@ def score(
             dataset.items,
             output,
             kind="score",
+            folders=[name for name in source if os.path.isdir(name)] if len(source) > 1 else None,
             top=top,
             maps=maps,
             threads=threads,
@@ -278,6 +283,7 @@ def evaluate(
     eval_size: Annotated[
         int | None, typer.Option(min=16, help="Compare maps and masks at this square size.")
     ] = None,
+    ap_chunk: ApChunk = False,
     against: Annotated[
         Path | None, typer.Option(help="Another run on the same images, for a paired comparison.")
     ] = None,
@@ -297,15 +303,15 @@ def evaluate(
 
     RUN --against OTHER alone compares two runs that are there, on the images of the first.
     """
-    with told():
+    with told(goes_on=AFRESH if overwrite else GOES_ON):
         from ..report import write_report
         from ..run_folder import read_run
 
         if model is None or output is None:
-            if model or output or against is None or len(data) != 1:
+            if model or output or against is None or len(data) != 1 or ap_chunk:
                 raise UsageError(
                     "eval wants data, -m MODEL and -o RUN; to compare two runs that are there, "
-                    "give RUN --against OTHER and neither of these"
+                    "give RUN --against OTHER and neither of these, nor --ap-chunk"
                 )
             shown = progress(show)
             run = Path(data[0])
@@ -338,7 +344,15 @@ def evaluate(
             retry_failed=retry_failed,
         )
         compare_with_truth(
-            output, items, intervals, eval_size, seed or 0, shown, max_megapixels, against
+            output,
+            items,
+            intervals,
+            eval_size,
+            seed or 0,
+            shown,
+            ap_chunk=ap_chunk,
+            max_megapixels=max_megapixels,
+            against=against,
         )
         write_report(output, threads=threads or 2, max_megapixels=max_megapixels, progress=shown)
         if strict and failed:
@@ -358,7 +372,7 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Join the shards of one run, after checking that they are all there and of one run."""
-    with told():
+    with told(goes_on=""):
         from ..archive.merge import merge_runs
         from ..report import write_report
 
@@ -375,13 +389,13 @@ def merge(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder of score or eval.")],
-    top: Annotated[str, typer.Option(help="Gallery images, worst first: a number or all.")] = "100",
+    top: Annotated[str, typer.Option(help="Gallery images, worst first: a number or all.")] = "200",
     threads: Threads = None,
     max_megapixels: Megapixels = 200.0,
     show: ProgressOption = Show.auto,
 ) -> None:
     """Write report.html into a run folder: a page to read from disk, worst images first."""
-    with told():
+    with told(goes_on=""):
         from ..report import write_report
 
         path = write_report(
@@ -411,7 +425,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole way once: images, fit, scores, metrics, pictures; under three minutes."""
-    with told(resumes=False):
+    with told(goes_on=""):
         from ..demo import make_cohort
         from ..report import write_report
 

@@ -43,7 +43,7 @@ def dissolve(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw an image as a diffusion model dissolves it, step by step, and what it took away."""
-    with told(resumes=False):
+    with told(goes_on=""):
         from ..data import ReadError
 
         check_png(output, overwrite)

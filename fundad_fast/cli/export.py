@@ -43,7 +43,7 @@ def export(
             raise UsageError("say what to write: export RUN --dicom -o OUT")
         about = read_run(run)
         walked = about.get("input") and about.get("layout") not in _NAMED
-        apart(output, [run, about["input"]] if walked else [run])
+        apart(output, [run, *about.get("folders", ()), *([about["input"]] if walked else [])])
         done = export_dicom(
             run,
             output,

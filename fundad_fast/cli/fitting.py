@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..words import count
 from .options import UsageError, parse_settings, read_config
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def print_fitted(detector: Detector, output: Path, seconds: float) -> None:
     if backbone.get("source") == "untrained":
         print("the backbone is untrained (random weights): scores mean little")
     print(
-        f"{bundle.method.name} ({bundle.preset}) fitted on {bundle.trained_on['images']} images "
+        f"{bundle.method.name} ({bundle.preset}) fitted on "
+        f"{count(bundle.trained_on['images'], 'image')} "
         f"in {seconds:.1f} s: {bundle.method.summary()}"
     )
     for text in bundle.method.caveats:

@@ -41,7 +41,9 @@ class Engine(StrEnum):
 MethodName = Annotated[
     str | None,
     typer.Option(
-        "--method", "-m", help="resad, patchcore, manytasks, resynth, proxyano, autoencoder"
+        "--method",
+        "-m",
+        help="resad, patchcore, manytasks, resynth, proxyano, autoencoder, dia; default: resad.",
     ),
 ]
 External = Annotated[
@@ -116,7 +118,13 @@ Overlays = Annotated[
     str, typer.Option(help="Overlays to draw, worst first: a number, all or none.")
 ]
 
-
+ApChunk = Annotated[
+    bool,
+    typer.Option(
+        "--ap-chunk",
+        help="Add pixel_AP_chunk20, a mean over shuffled chunks of 20 images (Baugh et al. 2023).",
+    ),
+]
 GpuDecode = Annotated[
     bool,
     typer.Option(

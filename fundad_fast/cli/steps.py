@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..progress import Progress
+from ..words import count
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +42,30 @@ SUMMARY = (
     "pixel_AUPRO",
     "pixel_AUROC_fov",
     "pixel_AP_fov",
+    "pixel_AP_chunk20",
+    "slice_AUROC",
+    "slice_AP",
 )
 
 
+GOES_ON = "; the same command goes on from here"
+AFRESH = "; the same command without --overwrite goes on from here"
+"""Where a run is replaced; with --overwrite it would begin again."""
+
+
 @contextmanager
-def told(resumes: bool = True) -> Iterator[None]:
-    """Errors that a user can act on become one line and exit code 2."""
+def told(goes_on: str = GOES_ON) -> Iterator[None]:
+    """Errors that a user can act on become one line and exit code 2, Ctrl-C one and 130."""
+    try:
+        with _in_one_line():
+            yield
+    except KeyboardInterrupt:
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
     from pydantic import ValidationError
 
     from ..backbones import BackboneError
@@ -68,10 +87,6 @@ def told(resumes: bool = True) -> Iterator[None]:
     try:
         _check_environment()
         yield
-    except KeyboardInterrupt:
-        on = "; the same command goes on from here" if resumes else ""
-        print(f"interrupted{on}", file=sys.stderr)
-        raise typer.Exit(130) from None
     except known as error:
         _fail(error)
     except ValidationError as error:
@@ -115,8 +130,9 @@ def print_score_plan(
     mine = sum(shard is None or shard.holds(item.id) for item in dataset.items)
     of = "" if shard is None else f" of shard {shard}"
     there = 0 if overwrite else sum(1 for _ in read_rows(output, ["id"]))
-    but = f", where {there} rows are: those whose inputs are the same stay" if there else ""
-    print(f"would score {min(mine, limit or mine)} images{of} into {output}{but}")
+    rows = f"{count(there, 'row')} {'is' if there == 1 else 'are'}"
+    but = f", where {rows}: those whose inputs are the same stay" if there else ""
+    print(f"would score {count(min(mine, limit or mine), 'image')}{of} into {output}{but}")
 
 
 def discover(source: list[str], volumes: bool = False, normal_class: str | None = None) -> Dataset:
@@ -180,7 +196,12 @@ def check_labelled(dataset: Dataset, items: Iterable[Item]) -> None:
 
 
 def apart(output: Path, folders: Iterable[str | Path], items: Iterable[Item] = ()) -> None:
-    """Refuse an output that is, holds or lies in what is read: it would be lost or scored."""
+    """Refuse an output that is, holds or lies in what is read: it would be lost or scored.
+
+    So would one in the folder of a run be lost, with the run.
+    """
+    from ..run_folder import RunError, read_run
+
     here = output.resolve()
     for name in folders:
         if not os.path.isdir(name):  # most of a long list of files: resolving them all takes long
@@ -192,6 +213,10 @@ def apart(output: Path, folders: Iterable[str | Path], items: Iterable[Item] = (
     for item in items:
         if os.path.abspath(item.path).startswith(inside):
             raise UsageError(f"-o {output} holds an input, {item.path}; give another -o")
+    for above in here.parents:
+        with suppress(RunError):
+            read_run(above)
+            raise UsageError(f"-o {output} lies in the run folder {above}; give another -o")
 
 
 def fresh(output: Path, overwrite: bool, mark: str) -> None:
@@ -244,6 +269,7 @@ def score_into(
     output: Path,
     *,
     kind: str,
+    folders: list[str] | None = None,
     top: int | None,
     maps: bool,
     threads: int | None,
@@ -272,8 +298,6 @@ def score_into(
     # With another engine, the model here only says what it is.
     detector = load(model, device="cpu" if engine else device, compile=None if engine else compile)
     assert detector.bundle_ is not None
-    if overwrite:
-        fresh(output, overwrite, "run.json")
     options = ScoreOptions(
         batch_size=batch_size,
         threads=use_threads(threads),
@@ -283,7 +307,7 @@ def score_into(
         limit=limit,
         shard=shard,
         gpu_decode=gpu_decode,
-        naming=Hidden(key_of(output, key)) if deidentify else Naming(),
+        naming=Hidden(key_of(output, key, anew=overwrite)) if deidentify else Naming(),
     )
     began = time.monotonic()
     counts = score_run(
@@ -292,6 +316,8 @@ def score_into(
         items,
         output,
         kind=kind,
+        overwrite=overwrite,
+        folders=folders or (),
         options=options,
         check=partial(check_mask, max_megapixels=max_megapixels) if kind == "eval" else None,
         engine=engine,
@@ -303,8 +329,8 @@ def score_into(
         print(text)
     if maps and top != 0:
         drawn = make_overlays(output, top, progress=shown, max_megapixels=max_megapixels)
-        for reason, count in drawn.left_out.items():
-            print(f"{count} overlays not drawn: {reason}")
+        for reason, n in drawn.left_out.items():
+            print(f"{count(n, 'overlay')} not drawn: {reason}")
     return print_counts(counts, output, seconds)
 
 
@@ -319,8 +345,8 @@ def print_profile(run: Path) -> None:
         f"{name} {100 * stage['busy_share']:.0f} %" for name, stage in profile["stages"].items()
     )
     print(
-        f"{profile['images']} images, {profile['images_per_second']:.3g} per second; limited by "
-        f"{profile['limits']} (busy: {busy}); JPEGs by {profile['jpeg']}"
+        f"{count(profile['images'], 'image')}, {profile['images_per_second']:.3g} per second; "
+        f"limited by {profile['limits']} (busy: {busy}); JPEGs by {profile['jpeg']}"
     )
 
 
@@ -328,10 +354,10 @@ def print_counts(counts: dict[str, int], output: Path, seconds: float | None = N
     """Say how many rows there are; returns how many failed."""
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     after = "" if seconds is None else f" after {seconds:.1f} s"
-    print(f"{sum(counts.values())} rows in {output} ({said}){after}")
+    print(f"{count(sum(counts.values()), 'row')} in {output} ({said}){after}")
     failed = sum(counts.values()) - counts.get("ok", 0)
     if failed:
-        print(f"{failed} inputs failed; the reasons are in {output / 'failed.csv'}")
+        print(f"{count(failed, 'input')} failed; the reasons are in {output / 'failed.csv'}")
     return failed
 
 
@@ -342,9 +368,12 @@ def compare_with_truth(
     eval_size: int | None,
     seed: int,
     shown: Progress,
+    *,
+    ap_chunk: bool = False,
     max_megapixels: float = 200.0,
     against: Path | None = None,
 ) -> None:
+    """Write ``metrics.json`` and print the figures that one looks for first."""
     from ..archive.truth import evaluate_run, save_metrics
     from ..evaluation.evaluate import markdown_table
 
@@ -354,6 +383,7 @@ def compare_with_truth(
         n_boot=intervals,
         seed=seed,
         eval_size=eval_size,
+        ap_chunk=ap_chunk,
         max_megapixels=max_megapixels,
         progress=shown,
     )
@@ -361,6 +391,8 @@ def compare_with_truth(
     short = {name: metrics["metrics"][name] for name in SUMMARY if name in metrics["metrics"]}
     print()
     print(markdown_table({"metrics": short, "groups": {}}))
+    if ap_chunk and "pixel_AP_chunk20" not in short:
+        print("--ap-chunk: no pixels were compared, for want of masks or maps")
     if against is not None:
         _compare_runs(run, against, items, intervals, eval_size, seed, shown)
     print(f"all metrics, by class and lesion type, with their definitions: {file}")

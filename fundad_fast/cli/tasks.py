@@ -49,7 +49,7 @@ def tasks(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw synthetic anomalies in an image, or its proxies: before, after, difference and label."""
-    with told(resumes=False):
+    with told(goes_on=""):
         from ..data import ReadError
 
         check_png(output, overwrite)

@@ -25,6 +25,7 @@ from fundad_fast.data.naming import (
     is_mask_folder,
 )
 from fundad_fast.data.shards import items_of_shards
+from fundad_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _with_manifest(root: str, name: str, listing: Listing) -> Dataset:
     left = sum(os.path.normpath(os.path.join(root, file.path)) not in named for file in files)
     notes = [f"{name} says what the images are; the folders' names are not looked at"]
     if left:
-        notes.append(f"{left} images in the folder are not in {name} and are left out")
+        notes.append(f"{count(left, 'image')} in the folder not named in {name}: left out")
     # A manifest has one mask for each image; masks by lesion type come from their folders.
     kinds = _index_by_type(root, masks)
     items = list(dataset.items)
@@ -105,7 +106,7 @@ def _by_folders(root: str, listing: Listing, recursive: bool) -> Dataset:
     if prefix:
         notes.append(f"read as the data set in the folder {show('/'.join(prefix))}")
     if outside:
-        notes.append(f"{outside} images outside that folder are left out")
+        notes.append(f"outside that folder and left out: {count(outside, 'image')}")
     files, masks = _inside(files, prefix), _inside(masks, prefix)
     keyed = [(file, _key(file.folders[len(prefix) :])) for file in files]
     tops = {key[0].lower() for _, key in keyed if key}
@@ -127,8 +128,9 @@ def _by_folders(root: str, listing: Listing, recursive: bool) -> Dataset:
     if layout != "folder" and listing.shards:
         ignored += len(listing.shards)
         notes.append(
-            f"{len(listing.shards)} shards (.tar, .zip), such as {show(listing.shards[0])}, are "
-            "not opened: this folder has a layout of its own; name them to read them"
+            f"{count(len(listing.shards), 'shard')} (.tar, .zip), such as "
+            f"{show(listing.shards[0])}, not opened: this folder has a layout of "
+            "its own; name them to read them"
         )
     elif listing.shards:
         found = [(_join(root, path), path) for path in listing.shards]
@@ -245,7 +247,8 @@ def _labelled(items: list[Item], places: list[Place]) -> tuple[list[Item], list[
         None if item.class_name is None else int(item.class_name not in healthy) for item in items
     ]
     unlabelled = sum(label is None for label in labels)
-    notes = [f"{unlabelled} images lie in no class folder and have no label"] if unlabelled else []
+    nowhere = f"{count(unlabelled, 'image')} in no class folder, and so without a label"
+    notes = [nowhere] if unlabelled else []
     return (
         [replace(item, label=label) for item, label in zip(items, labels)],
         [replace(place, label=label) for place, label in zip(places, labels)],

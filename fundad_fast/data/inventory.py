@@ -24,6 +24,7 @@ from fundad_fast.data.frames import Pages, with_frames
 from fundad_fast.data.items import SPLITS, DataError, Item, describe_items, show
 from fundad_fast.data.layouts import duplicate
 from fundad_fast.data.streams import Piece, Stream
+from fundad_fast.words import count
 
 FILE = "inventory.sqlite"
 
@@ -169,7 +170,7 @@ def _write(db: sqlite3.Connection, stream: Stream, pages: Pages, volumes: bool) 
             "select count(*) from (select distinct path, base, member from items "
             "where frame is not null)"
         ).fetchone()
-        notes.append(f"{n} files of several frames: {images} images in all")
+        notes.append(f"{count(n, 'file')} of several frames: {count(images, 'image')} in all")
     db.execute(
         "insert into about values (?, ?, ?, ?, ?)",
         (layout, _bytes(root), _bytes(stream.stem), ignored, json.dumps(notes)),

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from fundad_fast.words import count
+
 Status = Literal[
     "ok",
     "no_fov",
@@ -287,10 +289,6 @@ def show(text: object, limit: int = 200) -> str:
     return line
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 _Part = tuple[str | None, Counter[tuple[int | None, str | None]], int, Counter[str]]
 
 
@@ -305,11 +303,11 @@ def describe_items(
         parts: for each split with images: its name, images by label and class, how many have a
             mask, and masks by type.
     """
-    lines = [f"{show(root)}: {_count(n, 'image')}, layout {layout}"]
+    lines = [f"{show(root)}: {count(n, 'image')}, layout {layout}"]
     for split, classes, masks, types in parts:
         lines.append(f"  {split or 'no split'}: {_describe(classes, masks, types)}")
     if ignored:
-        lines.append(f"  ignored: {_count(ignored, 'other file')}")
+        lines.append(f"  ignored: {count(ignored, 'other file')}")
     lines.extend(f"  note: {note}" for note in notes)
     return "\n".join(lines)
 
@@ -323,7 +321,7 @@ def _describe(
         for (label, name), n in sorted(classes.items(), key=lambda kv: _class_order(kv[0]))
     ]
     if masks:
-        parts.append(_count(masks, "mask"))
+        parts.append(count(masks, "mask"))
     if types:
         by_type = " ".join(f"{show(kind)} {n}" for kind, n in sorted(types.items()))
         parts.append(f"masks by type: {by_type}")

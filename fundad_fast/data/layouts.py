@@ -21,6 +21,7 @@ from fundad_fast.data.naming import is_mask_folder
 from fundad_fast.data.npz import dataset_of_npz, is_npz
 from fundad_fast.data.parts import is_packed_shard, is_shard
 from fundad_fast.data.shards import PACKED_REASON, items_of_shards
+from fundad_fast.words import count
 
 _MAGIC_CHARACTERS = "*?["
 
@@ -73,7 +74,7 @@ def discover(
     notes = dataset.notes
     if len(items) > len(dataset.items):
         split = len({(item.path, item.member) for item in items if item.frame is not None})
-        notes += (f"{split} files of several frames: {len(items)} images in all",)
+        notes += (f"{count(split, 'file')} of several frames: {count(len(items), 'image')} in all",)
     return _unique(replace(dataset, items=items, notes=notes))
 
 
@@ -221,12 +222,12 @@ class LeftOut:
         )
 
     def __str__(self) -> str:
-        counts = ((self.masks, "masks"), (self.manifests, "manifests"))
-        return " and ".join(f"{n} {kind}" for n, kind in counts if n)
+        counts = ((self.masks, "mask"), (self.manifests, "manifest"))
+        return " and ".join(count(n, kind) for n, kind in counts if n)
 
     def notes(self) -> tuple[str, ...]:
         """What to tell the user."""
-        return (f"{self} are not taken for images",) if self.masks or self.manifests else ()
+        return (f"{self}: not taken for images",) if self.masks or self.manifests else ()
 
 
 def _dataset_of_file(path: str) -> Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fundad_fast.data.items import DataError, show
+from fundad_fast.words import count
 
 _SUFFIX = re.compile(r"[ _-](mask|gt|seg)$", re.IGNORECASE)
 _SIDE_BY_SIDE = re.compile(r"^(.+)_mask(_\d+)?$", re.IGNORECASE)
@@ -87,7 +88,9 @@ class MaskIndex:
         kind = "masks" if self.lesion_type is None else f"{self.lesion_type} masks"
         notes = []
         if doubled:
-            notes.append(f"{doubled} images have several {kind}; the one named …_mask is used")
+            notes.append(
+                f"{count(doubled, 'image')} with several {kind}; the one named …_mask is used"
+            )
         left = self._count - len(claims) - doubled
         if left > 0:
             used = set(claims)

@@ -27,6 +27,7 @@ from fundad_fast.data.parts import (
 )
 from fundad_fast.data.tars import open_tar_member, tar_members
 from fundad_fast.data.zips import open_zip_member, zip_members
+from fundad_fast.words import count
 
 PACKED_REASON = (
     "a compressed tar cannot be read in place: unpack the compression (gunzip, unxz ...) and give "
@@ -118,9 +119,11 @@ def notes_of_shards(items: int, shards: int, masks: int) -> list[str]:
     """What to tell the user of shards that were listed."""
     notes = []
     if shards:
-        notes.append(f"{items} images in {shards} shards (.tar, .zip), which are read in place")
+        notes.append(
+            f"{count(items, 'image')} in {count(shards, 'shard')} (.tar, .zip), read in place"
+        )
     if masks:
-        notes.append(f"{masks} masks in shards are not taken for images")
+        notes.append(f"{count(masks, 'mask')} in shards not taken for images")
     return notes
 
 

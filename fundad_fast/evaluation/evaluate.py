@@ -15,6 +15,14 @@ from .pixel_metrics import PixelEvaluator
 
 SCHEMA = 1
 
+SLICE_LESION_SHARE = 5 / 128**2
+"""A slice with a larger share of lesion voxels is abnormal (Baugh et al. 2023, their code)."""
+
+SLICE_RULE = (
+    " Axial slices of all volumes, empty ones too; a slice scores the mean of its map, and is "
+    "abnormal where more than 5/128² of it is lesion (protocol of Baugh et al. 2023)."
+)
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -182,7 +190,7 @@ def _slice_metrics(slices: Sequence[ImageRecord], *, n_boot: int, seed: int) -> 
     return {
         f"slice_{name}": replace(
             found[f"image_{name}"],
-            definition=found[f"image_{name}"].definition.replace("image", "slice"),
+            definition=found[f"image_{name}"].definition.replace("image", "slice") + SLICE_RULE,
         )
         for name in ("AUROC", "AP")
     }

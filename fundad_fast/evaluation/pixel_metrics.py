@@ -37,8 +37,8 @@ DEFINITIONS: dict[str, str] = {
     "positive rate of the lesion-free pixels, {over}, up to a rate of {limit:g} and divided by it; "
     "straight between thresholds and at the limit.",
     "pixel_F1Max": "Largest F1 over all thresholds on the pixel score, {over} (chosen on them).",
-    "pixel_Dice": "2 TP / (2 TP + FP + FN) {over} together, at the model's stored pixel threshold; "
-    "abnormal means score > threshold.",
+    "pixel_Dice": "2 TP / (2 TP + FP + FN), counted {over}, at the model's stored pixel threshold: "
+    "a pixel is called abnormal where its score lies above it.",
 }
 CHUNK = 20
 CHUNK_SHUFFLES = 10

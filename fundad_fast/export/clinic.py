@@ -28,6 +28,7 @@ from fundad_fast.progress import Progress
 from fundad_fast.report import view
 from fundad_fast.report.overlay import MAX_SIDE, overlay
 from fundad_fast.run_folder import RunError, read_rows, read_run, replacing
+from fundad_fast.words import count
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -66,9 +67,9 @@ class Exported:
     def lines(self) -> list[str]:
         """How many there are, and why not more."""
         found = [
-            f"{self.written[kind] + self.kept[kind]} {what}"
+            count(self.written[kind] + self.kept[kind], what)
             + (f" ({self.kept[kind]} were there)" if self.kept[kind] else "")
-            for kind, what in (("overlay", "overlays"), ("regions", "segmentations"))
+            for kind, what in (("overlay", "overlay"), ("regions", "segmentation"))
         ]
         why = sorted(self.without.items()) + sorted(self.left_out.items())
         return [", ".join(found), *(f"rows with {reason}: {n}" for reason, n in why)]

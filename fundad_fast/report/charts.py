@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundad_fast.report.overlay import distinct_numbers
+from fundad_fast.words import count
 
 Floats = NDArray[np.float64]
 
@@ -91,7 +92,7 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
     axis = "image score (logarithmic)" if log else "image score"
     parts.append(text_at((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, axis, "middle"))
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
-    names = ", ".join(f"{s.name} ({len(s.scores)} images)" for s in series)
+    names = ", ".join(f"{s.name} ({count(len(s.scores), 'image')})" for s in series)
     label = f"Histogram of image scores: {names}."
     return svg(WIDTH, HEIGHT, label, parts)
 

@@ -14,6 +14,7 @@ from fundad_fast.evaluation.drift import QUANTILES, Period
 from fundad_fast.evaluation.likeness import MIN_IMAGES
 from fundad_fast.report.charts import LOG_RATIO, grid_line, log_ticks, round_ticks, svg, text_at
 from fundad_fast.report.overlay import distinct_numbers
+from fundad_fast.words import count
 
 Height = Callable[[float], float]
 
@@ -102,7 +103,7 @@ def _period(period: Period, x: float, slot: float, most: int, unlike: bool, y: H
     wide = min(26.0, max(3.0, 0.6 * slot))
     style = "period unlike" if unlike else "period"
     bar = (COUNTS - 6) * period.n / most
-    told = f"{period.name}: {period.n:,} images; " + ", ".join(
+    told = f"{period.name}: {count(period.n, 'image')}; " + ", ".join(
         f"{100 * share:g} % at {value:.4g}" for share, value in zip(QUANTILES, period.quantiles)
     )
     return (

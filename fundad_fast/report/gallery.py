@@ -25,6 +25,7 @@ def section(
     shown: int,
     links: list[tuple[str, str | None]],
     has_patients: bool,
+    has_maps: bool = True,
 ) -> Rendered:
     """The gallery with its controls, and ``count`` cards, which are taken as they are written.
 
@@ -34,6 +35,7 @@ def section(
         start, shown: images on earlier pages, and on all of them.
         links: (name, target) of the pages.
         has_patients: whether the images can be told apart by patient.
+        has_maps: whether any of these images has a map, beside or over which it can be shown.
     """
     total = len(run.ranked)
     if not count:
@@ -45,7 +47,7 @@ def section(
     pager = _pager(links)
     has_labels = bool((run.label >= 0).any())
     head = (
-        f'<p class="note">{order}</p>{_controls(run, has_labels, has_patients)}{pager}'
+        f'<p class="note">{order}</p>{_controls(run, has_labels, has_patients, has_maps)}{pager}'
         f'<p class="note" id="none-left" hidden>No image on this page is of that kind.</p>'
         f'<ol class="gallery" start="{start + 1}">'
     )
@@ -146,16 +148,19 @@ def _regions(row: dict[str, Any]) -> str:
     return f"<details><summary>{head}</summary><ol>{items}</ol></details>"
 
 
-def _controls(run: Run, has_labels: bool, has_patients: bool) -> str:
+def _controls(run: Run, has_labels: bool, has_patients: bool, has_maps: bool) -> str:
     kinds = [("", "all"), ("flag-1", "flagged"), ("flag-0", "not flagged")]
     if has_patients:
         kinds.append(("first-1", "the worst of each patient"))
     if has_labels:
         kinds += [("outcome-missed", "missed"), ("outcome-alarm", "false alarms")]
     options = "".join(f'<option value="{value}">{name}</option>' for value, name in kinds)
+    show = f'<label class="pick">Show <select id="kind">{options}</select></label>'
+    head = '<div class="controls" role="group" aria-label="How the images are shown">'
+    if not has_maps:
+        return f"{head}{show}</div>"
     return (
-        '<div class="controls" role="group" aria-label="How the images are shown">'
-        '<fieldset class="switch"><legend>View</legend>'
+        f'{head}<fieldset class="switch"><legend>View</legend>'
         '<label><input type="radio" name="view" value="side" checked><span>side by side</span>'
         '</label><label><input type="radio" name="view" value="wipe"><span>slider</span></label>'
         "</fieldset>"
@@ -165,8 +170,7 @@ def _controls(run: Run, has_labels: bool, has_patients: bool) -> str:
         '<i class="swatch lesions"></i></label>'
         '<label class="check"><input type="checkbox" data-layer="regions">regions'
         '<i class="swatch regions"></i></label>'
-        f'<label class="pick">Show <select id="kind">{options}</select></label>'
-        f"{_colour_key(run)}</div>"
+        f"{show}{_colour_key(run)}</div>"
     )
 
 

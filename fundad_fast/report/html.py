@@ -7,17 +7,18 @@ import base64
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from fundad_fast.progress import Progress, Task
 from fundad_fast.report import drift, gallery, likeness, sections, tables
 from fundad_fast.report.asset_files import asset
 from fundad_fast.report.page_data import written
 from fundad_fast.report.patients import Patients, by_patient
-from fundad_fast.report.pictures import draw_all
+from fundad_fast.report.pictures import Picture, draw_all
 from fundad_fast.report.run_files import Rows, Run, open_run
 from fundad_fast.run_folder import replacing
 
@@ -70,8 +71,10 @@ def write_report(
     try:
         with (progress or Progress()).task("report", len(shown), "images") as task:
             for i, rows in enumerate(chunks):
-                cards = _cards(run, patients, rows, i * page_size, threads, max_megapixels, task)
-                page = _page(run, patients, cards, len(rows), i, len(chunks), page_size, len(shown))
+                start, content = i * page_size, run.picture_rows(rows)
+                pictures = draw_all(run, content, threads=threads, max_megapixels=max_megapixels)
+                cards = _cards(run, patients, rows, content, pictures, start, task)
+                page = _page(run, patients, cards, content, i, len(chunks), page_size, len(shown))
                 with replacing(fresh / "pages" / _page_name(i)) as file:
                     file.writelines(page)
         (fresh / "pages" / _page_name(0)).rename(fresh / "report.html")
@@ -87,15 +90,13 @@ def _cards(
     run: Run,
     patients: Patients | None,
     rows: Rows,
+    content: list[dict[str, Any]],
+    pictures: Iterable[Picture],
     start: int,
-    threads: int,
-    max_megapixels: float,
     task: Task,
 ) -> Iterator[str]:
-    content = run.picture_rows(rows)
     flags: list[bool | None] = [None if flag < 0 else bool(flag) for flag in run.flag[rows]]
     first = [True] * len(rows) if patients is None else patients.first()[rows].tolist()
-    pictures = draw_all(run, content, threads=threads, max_megapixels=max_megapixels)
     for k, picture in enumerate(pictures):
         yield gallery.card(start + k + 1, content[k], flags[k], first[k], picture)
         task.advance()
@@ -105,7 +106,7 @@ def _page(
     run: Run,
     patients: Patients | None,
     cards: Iterator[str],
-    count: int,
+    content: list[dict[str, Any]],
     page: int,
     pages: int,
     page_size: int,
@@ -119,7 +120,9 @@ def _page(
         parts += [sections.metrics(run), drift.section(run), likeness.section(run)]
     links = _links(page, pages)
     start = page * page_size
-    parts.append(gallery.section(run, cards, count, start, shown, links, patients is not None))
+    maps = run.colour_scale() is not None and any(row["map_path"] for row in content)
+    known = patients is not None
+    parts.append(gallery.section(run, cards, len(content), start, shown, links, known, maps))
     if top:
         parts += [tables.patients_section(run, patients), tables.rows_section(run, patients)]
         parts += [sections.failures(run), sections.settings(run)]

@@ -14,6 +14,7 @@ from fundad_fast.progress import Progress
 from fundad_fast.report import view
 from fundad_fast.report.overlay import MAX_SIDE, save_overlay
 from fundad_fast.run_folder import RunError, overlay_path, read_rows, read_run
+from fundad_fast.words import count
 
 if TYPE_CHECKING:
     from fundad_fast.data import InputSpec
@@ -35,7 +36,7 @@ class Overlays:
 
     def describe(self) -> str:
         """One line: how many there are, and why not more."""
-        line = f"{self.drawn + self.kept} overlays"
+        line = count(self.drawn + self.kept, "overlay")
         if self.left_out:
             why = "; ".join(f"{n} {reason}" for reason, n in sorted(self.left_out.items()))
             line += f", {sum(self.left_out.values())} not drawn ({why})"

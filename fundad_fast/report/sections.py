@@ -12,6 +12,7 @@ import numpy as np
 from fundad_fast.report import charts
 from fundad_fast.report.patients import Patients
 from fundad_fast.report.run_files import Run
+from fundad_fast.words import count
 
 FAILURES_SHOWN = 200
 AGAINST_HEALTHY = (("class",), ("group",))  # kinds of groups in metrics.json
@@ -260,7 +261,7 @@ def sentence(text: str) -> str:
 def _fitted_on(model: Mapping[str, Any]) -> str | None:
     facts = model.get("trained_on") or {}
     n = facts.get("images", facts.get("n"))
-    return None if n is None else f"{n} healthy images"
+    return None if n is None else count(n, "healthy image")
 
 
 def _threshold_sentence(run: Run, kind: str) -> str:
