@@ -41,10 +41,11 @@ class OldContent:
 
     def bring_back(self) -> None:
         """Undo ``put``; what has come since is removed."""
-        if (self.folder / self.mark).exists():
-            (self.folder / self.mark).unlink()
+        if (self.folder / self.mark).exists():  # with it goes what tells new content from old
             for entry in self._entries():
-                _remove(entry)
+                if entry.name != self.mark:
+                    _remove(entry)
+            (self.folder / self.mark).unlink()
         for entry in self.place.iterdir():
             if entry.name != self.mark:
                 if (self.folder / entry.name).exists():

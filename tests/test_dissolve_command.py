@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from cohorts import photograph
+from commands import call
 from small_dia import fit_on
 from small_tasks import batches
-from test_cli import call
 
 from fundad_fast.bundle import Bundle, save_bundle
 from fundad_fast.data import InputSpec, prepare

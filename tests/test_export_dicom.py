@@ -221,7 +221,7 @@ def test_what_is_there_is_kept_and_a_kill_leaves_nothing_torn(
     (tmp_path / "out" / row["overlay"]).write_bytes(b"mine")
     done = export_dicom(run, tmp_path / "out")
     assert (dict(done.written), dict(done.kept)) == ({"regions": 1}, {"overlay": 1})
-    assert done.lines() == ["1 overlays (1 were there), 1 segmentations"]
+    assert done.lines() == ["1 overlay (1 already there), 1 segmentation"]
     assert (tmp_path / "out" / row["overlay"]).read_bytes() == b"mine"
 
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from commands import call, rows
 from npz_files import medmnist
 from small_dia import TINY
-from test_cli import call, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network does not know shifts apart")
 

@@ -8,6 +8,7 @@ import pytest
 
 from fundad_fast import run_folder
 from fundad_fast.run_folder import RunFolder, read_rows, read_run
+from fundad_fast.set_aside import OldContent
 
 
 def about(model="m1", **more):
@@ -136,3 +137,34 @@ def test_a_kill_at_any_point_leaves_one_run_or_the_other(tmp_path, monkeypatch, 
     assert done
     assert n > 8
     assert len(seen) >= 2
+
+
+@pytest.mark.parametrize("step", ["put", "bring_back", "let_go"])
+def test_each_step_can_be_killed_and_done_again(tmp_path, monkeypatch, step):
+    for n in range(60):
+        folder = tmp_path / str(n)
+        before = old_run(folder)
+        old = OldContent(folder, "run.json", frozenset({".lock"}))
+        if step != "put":
+            old.put()
+            for name in ("run.json", "maps/new.npz", "overlays/new.jpg"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text("new")
+        with monkeypatch.context() as patch:
+            killed_at(patch, n)
+            try:
+                getattr(old, step)()
+                done = True
+            except SystemExit:
+                done = False
+        if step == "let_go" and done:
+            assert not (folder / ".replaced").exists()
+        elif old:
+            old.bring_back()
+        if step != "let_go" or (folder / "run.json").read_text() != "new":
+            assert shown(folder) == before  # the old run, whole, and nothing of the new one
+            assert not (folder / "overlays").exists()
+        if done:
+            break
+    assert done
+    assert n > 3

@@ -68,7 +68,7 @@ class Exported:
         """How many there are, and why not more."""
         found = [
             count(self.written[kind] + self.kept[kind], what)
-            + (f" ({self.kept[kind]} were there)" if self.kept[kind] else "")
+            + (f" ({self.kept[kind]} already there)" if self.kept[kind] else "")
             for kind, what in (("overlay", "overlay"), ("regions", "segmentation"))
         ]
         why = sorted(self.without.items()) + sorted(self.left_out.items())
