@@ -15,9 +15,9 @@ import pytest
 import small_dia
 import torch
 from cohorts import photograph
+from commands import call
 from small_dia import TINY, fit_on
 from small_tasks import batches
-from test_cli import call
 
 import fundad_fast
 from fundad_fast.batch import Batch

@@ -75,7 +75,7 @@ def test_why_there_is_none_is_told(tmp_path: Path) -> None:
         "masks are gone or cannot be read": 1,
         "maps are gone or damaged": 1,
     }
-    assert result.describe().startswith("1 overlays, 6 not drawn (1 maps are gone")
+    assert result.describe().startswith("1 overlay, 6 not drawn (1 maps are gone")
 
 
 def test_photographs_whose_names_are_not_utf8_are_found(tmp_path: Path) -> None:
