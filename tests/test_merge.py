@@ -197,5 +197,5 @@ def test_a_limit_is_the_first_inputs_and_may_grow(fitted, images, tmp_path):
 
 
 def test_another_shard_in_the_folder_is_refused(fitted, images, shards):
-    with pytest.raises(RunError, match="made with shard=1/3, not 2/3"):
+    with pytest.raises(RunError, match="made with shard=1/3, not shard=2/3"):
         score(fitted, images, shards[0], shard=Shard(2, 3))
