@@ -226,7 +226,7 @@ def test_a_run_says_which_and_keeps_to_it(
         assert off == pytest.approx(2, abs=0.01)
     assert plain["bad.jpg"]["error"] == gpu["bad.jpg"]["error"]
     assert "damaged JPEG" in gpu["bad.jpg"]["error"]
-    with pytest.raises(RunError, match="was made with jpeg=ours, not None"):
+    with pytest.raises(RunError, match="was made with jpeg=ours, not jpeg=None"):
         score(pictures, tmp_path / "gpu")
     about = score(pictures, tmp_path / "cpu", "cpu", gpu_decode=True)
     assert about["profile"]["jpeg"].startswith("libjpeg-turbo, not the GPU (the model scores on")
