@@ -360,31 +360,35 @@ def test_a_method_without_use_for_external_images_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="two processes end with other weights than one: maps differ by up to 0.02; batches that "
-    "do not divide evenly are the suspicion",
-)
 def test_two_processes_make_one_model(labelled):
     folder, args = labelled
-    # accelerate launch --cpu starts one process here; torchrun starts as many as it is told to.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    (folder / "run.py").write_text("from fundad_fast.cli import main\nmain()\n")
-    options = ["--set", "train_batch=4"]
-    command = [*launcher, folder / "run.py", *args, "-o", folder / "two", *options]
+    # On CPUs accelerate launch starts one process, without MPI; torchrun as many as it is told to.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    (folder / "fundad").write_text("from fundad_fast.cli import main\nmain()\n")
+    options = ["--set", "train_batch=4", "--set", "max_steps=20"]
+    command = [*launcher, folder / "fundad", *args, "-o", folder / "two", *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env)
+    planned, done = (
+        subprocess.run([str(c) for c in [*command, *more]], capture_output=True, text=True, env=env)
+        for more in (["--dry-run"], [])
+    )
+    assert planned.returncode == 0, planned.stderr[-3000:]
+    assert planned.stdout.count("2 models of") == 1
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("2 models, best after") == 1
     call(*args, *options, "-o", folder / "one")
     probe = folder / "data" / "test"
-    one, two = (fundad_fast.load(folder / name).score(probe).map for name in ("one", "two"))
-    torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3)
+    models = [fundad_fast.load(folder / name) for name in ("one", "two")]
+    one, two = (model.score(probe).map for model in models)
+    # Rounding came to 1e-6 in a few trials, of outputs up to 0.15; one drawn otherwise to 1e-3.
+    torch.testing.assert_close(one, two, rtol=0, atol=2e-5)
+    facts = [[m["best_val"] for m in model.bundle_.method.facts["models"]] for model in models]
+    assert facts[0] == pytest.approx(facts[1], rel=1e-5)
     refused = subprocess.run(
         [
             str(c)
             for c in [
-                *command[: command.index(folder / "run.py") + 1],
+                *command[: command.index(folder / "fundad") + 1],
                 "fit",
                 folder / "data",
                 "-o",

@@ -239,19 +239,74 @@ def test_curves_are_a_picture_with_a_line_for_each_figure():
     ElementTree.fromstring(draw_curves({}))
 
 
+class Member(Team):
+    """One of several that hears nobody but itself."""
+
+    def __init__(self, rank, size):
+        super().__init__(torch.device("cpu"))
+        self.rank, self.size = rank, size
+
+    def share(self, networks):
+        return dict(networks)
+
+    def gather(self, value):
+        return [value] * self.size
+
+    def agree(self, networks):
+        pass
+
+
+def test_processes_share_a_batch_and_draw_the_same_for_all_of_it():
+    class Heard(Line):
+        def __init__(self):
+            super().__init__(images=11, val_images=5)
+            self.turns, self.checks = [], []
+
+        def step(self, turn):
+            self.turns.append(turn)
+            return super().step(turn)
+
+        def validate(self, turn):
+            self.checks.append(turn)
+            return super().validate(turn)
+
+    made = []
+    for rank, size in ((0, 1), (0, 2), (1, 2)):
+        recipe = Heard()
+        settings = LoopSettings(batch_size=4, max_steps=4)
+        train(recipe, settings, Member(rank, size))
+        made.append(recipe)
+    alone, *both = made
+    for whole, *parts in zip(alone.turns, *(one.turns for one in both), strict=True):
+        assert {t.seed for t in parts} == {whole.seed} == {whole.seeds[0]}
+        assert {t.whole for t in parts} == {whole.whole} == {4}
+        assert [len(t.index) for t in parts] == [2, 2]
+        found = dict(pair for t in parts for pair in zip(t.index, t.seeds, strict=True))
+        assert found == dict(zip(whole.index, whole.seeds, strict=True))
+    assert len({t.seed for t in alone.turns}) == 4
+    # Of five images to validate on the last is a batch of its own, and the second has none of it.
+    assert [t.index for t in alone.checks[:2]] == [(0, 1, 2, 3), (4,)]
+    assert [t.index for t in both[0].checks[:2]] == [(0, 2), (4,)]
+    assert [t.index for t in both[1].checks[:2]] == [(1, 3), (1, 3)]  # of the next validation
+    assert both[1].checks[0].seed == alone.checks[0].seed != both[1].checks[1].seed
+    assert both[0].checks[0].networks is both[0].networks
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", "0"]
-    done = child(tmp_path / "work", tmp_path / "two.safetensors", launcher, random=False)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = {"random": False, "val_images": 5}
+    done = child(tmp_path / "work", tmp_path / "two", launcher, norm=True, **options)
     assert done.returncode == 0, done.stderr[-2000:]
-    one = run(Line(random=False))
-    two = load_file(tmp_path / "two.safetensors")
-    assert two.keys() == flat(one).keys()
+    assert sorted(done.stdout.split()) == ["0/2", "1/2"]
+    one = run(Line(**options))
+    first, second = (load_file(tmp_path / f"two.{rank}") for rank in (0, 1))
+    assert same(first, second)
     for name, want in flat(one).items():
-        torch.testing.assert_close(two[name], want, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(first[name], want, rtol=1e-5, atol=1e-6)
     with open(tmp_path / "work" / "log.csv", newline="") as file:
-        got = [float(row["val"]) for row in csv.DictReader(file) if row["val"]]
-    want = [row["val"] for row in one.history if "val" in row]
-    assert got == pytest.approx(want, rel=1e-3)
+        table = list(csv.DictReader(file))
+    for name in ("loss", "second", "val", "val_size"):
+        got = [float(row[name]) for row in table if row[name]]
+        want = [row[name] for row in one.history if name in row]
+        assert got == pytest.approx(want, rel=1e-5), name

@@ -25,6 +25,7 @@ class Line(Recipe):
         val_images: int = 4,
         kill_at: int | None = None,
         random: bool = True,
+        norm: bool = False,
     ) -> None:
         self.noise = 0.01 * random
         generator = torch.Generator().manual_seed(0)
@@ -36,6 +37,8 @@ class Line(Recipe):
             b, mean = nn.Linear(1, 1), nn.Linear(1, 1)
         mean.load_state_dict(b.state_dict())
         self.networks = {"a": a, "b": b, "mean": mean.requires_grad_(False)}
+        if norm:  # whose running means follow the images, and change nothing else
+            self.networks["norm"] = nn.BatchNorm1d(3, affine=False)
         self.optimizers = {
             "a": torch.optim.AdamW(a.parameters(), 0.05),
             "b": torch.optim.SGD(b.parameters(), 0.01, momentum=0.9),
@@ -59,6 +62,8 @@ class Line(Recipe):
         noise = torch.randn(len(at), 3)
         self.drawn.append(noise[0, 0].item())
         x, y = self.x[at] + self.noise * noise, self.y[at]
+        if "norm" in self.networks:
+            self.networks["norm"](x)
         with turn.autocast():
             out = turn.networks["a"](x)
             loss = (out.float() - y).square().mean()
@@ -91,7 +96,9 @@ def flat(outcome: Outcome) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":  # trainings.py FOLDER RESULT {"kill_at": 7, ...}
     torch.set_num_threads(1)
     where, result, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    line = Line(kill_at=options.pop("kill_at", None), random=options.pop("random", True))
+    of_line = {"kill_at", "random", "val_images", "norm"} & options.keys()
+    line = Line(**{key: options.pop(key) for key in of_line})
     outcome = run(line, where, **options)
-    if os.environ.get("RANK", "0") == "0":
-        save_file(flat(outcome), result)
+    rank = os.environ.get("RANK", "0")
+    print(f"{rank}/{os.environ.get('WORLD_SIZE', '1')}")
+    save_file(flat(outcome), result.with_suffix(f".{rank}"))

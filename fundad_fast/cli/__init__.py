@@ -123,7 +123,7 @@ def fit(
 ) -> None:
     """Learn from healthy images and write a model. A killed fit goes on when called again.
 
-    Methods that train use several GPUs under ``accelerate launch``.
+    Methods that train use several GPUs under ``accelerate launch`` or ``torchrun``.
     """
     with told():
         leads = first_of_launched()
@@ -155,7 +155,8 @@ def fit(
         scratch = output.with_name(f".{output.name}.work")
         other = external[0] if external and len(external) == 1 else external
         if not leads:
-            detector.fit(dataset, external=other, select_on=judged, scratch=scratch)
+            if not dry_run:
+                detector.fit(dataset, external=other, select_on=judged, scratch=scratch)
             return
         print(dataset.describe())
         if dry_run:

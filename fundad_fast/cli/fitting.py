@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def first_of_launched() -> bool:
-    """Whether this is the first, or only, of the processes of ``accelerate launch``.
+    """Whether this is the first, or only, of the processes that were launched.
 
     The others train along, and leave it to the first to write and to print.
     """
@@ -42,7 +42,7 @@ def make_detector(
     if name not in DETECTORS:
         raise UsageError(f"no method {name!r}; there are {', '.join(DETECTORS)}")
     if launched()[1] > 1 and not DETECTORS[name].method.trains:
-        raise UsageError(f"{name} trains no network; call it without accelerate launch")
+        raise UsageError(f"{name} trains no network; call it without accelerate launch or torchrun")
     values = {**(said.get("settings") or {}), **parse_settings(settings or [])}
     if seed is not None:
         values["seed"] = seed

@@ -153,8 +153,8 @@ class LocalisationStage(Stage):
     def step(self, turn: Turn) -> Mapping[str, Tensor]:
         clean = self.views(turn)
         seeds = [seed_of(seed, 1) for seed in turn.seeds]
-        rng = np.random.default_rng(seed_of(turn.seeds[0], 2))
-        made = self._made(clean, seeds, self._some(rng, len(turn.index)))
+        rng = np.random.default_rng(seed_of(turn.seed, 2))
+        made = self._made(clean, seeds, self._some(rng, turn.whole))
         logits, again = self._judged(turn, made)
         focal = focal_loss(logits.float(), made.label.to(turn.device), self.config.tau)
         losses = {"loss": focal}

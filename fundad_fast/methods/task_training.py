@@ -87,7 +87,7 @@ class TaskRecipe(Recipe):
             seeds.append(int(rng.integers(2**62)))
         clean = _flipped(clean, reversed_)
         # A few images of the pool, drawn anew for each batch: every image is as likely for every
-        # anomaly as with all of them at hand.
+        # anomaly as with all of them at hand. Every process draws the same.
         sources = self._some(self.store, own, turn, 2)
         external = None
         if "inter" in tasks:
@@ -108,8 +108,8 @@ class TaskRecipe(Recipe):
         return clean, made
 
     def _some(self, store: ImageStore, pool: np.ndarray, turn: Turn, purpose: int) -> Batch:
-        rng = np.random.default_rng(seed_of(turn.seeds[0], purpose))
-        drawn = rng.choice(pool, min(len(pool), len(turn.index)), replace=False)
+        rng = np.random.default_rng(seed_of(turn.seed, purpose))
+        drawn = rng.choice(pool, min(len(pool), turn.whole), replace=False)
         return store.get([int(i) for i in drawn], turn.device)
 
 

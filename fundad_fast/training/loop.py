@@ -79,6 +79,8 @@ class Turn:
         index: numbers of this process's images.
         seeds: one per image, for its augmentation: a function of the training's seed, the epoch
             (or validation) and the image alone.
+        seed: what is drawn once for a batch: the same in every process.
+        whole: how many images the batch has in all processes together.
         networks: ready to be called: on the device, and averaging gradients over processes.
         device: where the images have to be.
     """
@@ -86,6 +88,8 @@ class Turn:
     step: int
     index: tuple[int, ...]
     seeds: tuple[int, ...]
+    seed: int
+    whole: int
     networks: Mapping[str, nn.Module]
     device: torch.device
     _loop: _Loop = field(repr=False)
@@ -107,7 +111,9 @@ class Recipe(ABC):
     """What a method says of its training; :func:`train` does the rest.
 
     A step may not keep anything that is in no network and no optimiser: after a kill, those are
-    what comes back. torch's generators are seeded before every step.
+    what comes back. torch's generators are seeded before every step, in each process otherwise. For
+    weights that do not depend on the number of processes a loss is a mean over images, each
+    normalised by itself, and what is drawn is drawn from ``seeds`` and ``seed``.
 
     Attributes:
         networks: everything whose tensors make up the state, by name: trained, frozen, or a moving
@@ -265,6 +271,7 @@ class _Loop:
                 if self.means:
                     self._record(records)
                     task.advance(0, **self._said())
+                self.team.agree(self.recipe.networks)
                 self._save()
         finally:
             records.close()
@@ -318,32 +325,45 @@ class _Loop:
         if self.order is None or self.order[0] != epoch:
             rng = np.random.default_rng(seed_of(self.settings.seed, _ORDER, epoch))
             self.order = epoch, rng.permutation(self.recipe.images)
-        share = self.batch // self.team.size
-        first = place * self.batch + self.team.rank * share
-        return self._given(_IMAGE, epoch, self.order[1][first : first + share])
+        whole = self.order[1][place * self.batch : (place + 1) * self.batch]
+        return self._given(_IMAGE, epoch, whole, self.networks)
 
-    def _given(self, purpose: int, number: int, index: np.ndarray) -> Turn:
-        numbers = tuple(int(i) for i in index)
-        seeds = tuple(seed_of(self.settings.seed, purpose, number, i) for i in numbers)
-        return Turn(self.step, numbers, seeds, self.networks, self.team.device, self)
+    def _given(
+        self, purpose: int, number: int, whole: np.ndarray, networks: Mapping[str, nn.Module]
+    ) -> Turn:
+        """This process's share of a batch; of one that does not divide evenly, maybe nothing."""
+        seeds = [seed_of(self.settings.seed, purpose, number, int(i)) for i in whole]
+        mine = range(self.team.rank, len(whole), self.team.size)
+        return Turn(
+            step=self.step,
+            index=tuple(int(whole[i]) for i in mine),
+            seeds=tuple(seeds[i] for i in mine),
+            seed=seeds[0],
+            whole=len(whole),
+            networks=networks,
+            device=self.team.device,
+            _loop=self,
+        )
 
     def _record(self, records: Records) -> None:
         """A row of mean losses since the last one; here the device is waited for."""
-        row = {
-            "step": self.step,
-            "epoch": self.step / self.steps_per_epoch,
-            "lr": self._lr(),
+        mine = {
+            name: float(torch.stack(values).float().mean()) for name, values in self.means.items()
         }
-        for name, values in self.means.items():
-            row[name] = float(torch.stack(values).float().mean())
         self.means = {}
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        everyones = self.team.gather(mine)
+        means = {name: sum(one[name] for one in everyones) / len(everyones) for name in mine}
+        self._add(records, {"lr": self._lr(), **means})
+
+    def _add(self, records: Records, figures: dict[str, float]) -> None:
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(
                 f"{', '.join(bad)} is not finite at step {self.step}: lower the learning rate, "
                 "clip gradients, or train in float32"
             )
-        records.add(row)
+        where = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        records.add({**where, **figures})
 
     def _lr(self) -> float:
         """The learning rate of the first optimiser."""
@@ -366,27 +386,31 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self, records: Records) -> bool:
-        team, total = self.team, self.recipe.val_images
+        """Validate on the networks themselves: the wrapped ones wait for each other in every call,
+        and one process may have a batch less than another.
+        """
+        team, networks, total = self.team, self.recipe.networks, self.recipe.val_images
+        team.agree(networks)
         sums: dict[str, float] = {}
-        mine = np.arange(team.rank, total, team.size)
-        share = max(1, self.settings.batch_size // team.size)
         training = {name: net.training for name, net in self.networks.items()}
         for net in self.networks.values():
             net.eval()
         number = 0 if self.settings.validate_alike else self.step
         torch.manual_seed(seed_of(self.settings.seed, _VALIDATION, number, team.rank))
-        for first in range(0, len(mine), share):
-            turn = self._given(_VALIDATION, number, mine[first : first + share])
-            for name, value in self.recipe.validate(turn).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        for first in range(0, total, self.settings.batch_size):
+            whole = np.arange(first, min(first + self.settings.batch_size, total))
+            turn = self._given(_VALIDATION, number, whole, networks)
+            if turn.index:
+                for name, value in self.recipe.validate(turn).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
         for name, net in self.networks.items():
             net.train(training[name])
         everyones = team.gather(sums)
-        row: dict[str, float] = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        row = {}
         for name in everyones[0]:
-            mean = sum(part.get(name, 0.0) for part in everyones) / total
+            mean = sum(one.get(name, 0.0) for one in everyones) / total
             row["val" if name == "loss" else f"val_{name}"] = mean
-        records.add(row)
+        self._add(records, row)
         if row["val"] < self.best_loss:
             self.best_loss, self.best_step = row["val"], self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self._weights().items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that train together: one, or as many as ``accelerate launch`` has started."""
+"""The processes that train together: one, or as many as a launcher has started."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ class Team:
             if self.size > 1 and any(p.requires_grad for p in net.parameters()):
                 placed[name] = self._accelerator.prepare_model(net, device_placement=False)
         return placed
+
+    def agree(self, networks: Mapping[str, nn.Module]) -> None:
+        """Give every process the first one's buffers, such as the means of batch normalisation,
+        which each has learned from its own share of a batch."""
+        if self.size == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for net in networks.values():
+            for buffer in net.buffers():
+                buffer.copy_(broadcast(buffer))
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
