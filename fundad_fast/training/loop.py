@@ -8,8 +8,8 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .records import History, Records
-from .seeds import seed_of
+from .seeds import own_generators, seed_of
 from .team import Team
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -196,7 +196,7 @@ def train(
         TrainingError: a loss that is not finite; a batch that the processes cannot share evenly.
         CheckpointError: the folder holds something else.
     """
-    with _seeded(team.device):
+    with own_generators(team.device):
         return _Loop(recipe, settings, team, folder).run(progress or Progress(), name)
 
 
@@ -491,17 +491,3 @@ class _Loop:
             name: [tensors[f"mean/{name}/{i}"].to(self.team.device) for i in range(n)]
             for name, n in facts["means"].items()
         }
-
-
-@contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Leaves the caller's generators, and cuDNN's choice of algorithms, as they were."""
-    devices = [device] if device.type == "cuda" else []
-    cudnn = torch.backends.cudnn
-    kept = cudnn.deterministic, cudnn.benchmark
-    with torch.random.fork_rng(devices):
-        cudnn.deterministic, cudnn.benchmark = True, False
-        try:
-            yield
-        finally:
-            cudnn.deterministic, cudnn.benchmark = kept
