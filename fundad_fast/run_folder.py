@@ -204,7 +204,7 @@ class RunFolder:
             begun = True
         if self._replace and begun:
             self._old.put()
-        elif not self._old or score_parts(self.path):
+        elif score_parts(self.path):
             self._old.let_go()
 
     def sweep(self) -> None:

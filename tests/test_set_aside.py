@@ -139,6 +139,16 @@ def test_a_kill_at_any_point_leaves_one_run_or_the_other(tmp_path, monkeypatch, 
     assert len(seen) >= 2
 
 
+def test_the_old_run_outlives_several_successors_without_rows(tmp_path):
+    before = old_run(tmp_path)
+    old = OldContent(tmp_path, "run.json", frozenset({".lock"}))
+    old.put()
+    (tmp_path / "run.json").write_text('{"schema": 1, "model": {"id": "m2"}}')  # killed here
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path, about("m3"), replace=True):
+        raise KeyboardInterrupt
+    assert shown(tmp_path) == before
+
+
 @pytest.mark.parametrize("step", ["put", "bring_back", "let_go"])
 def test_each_step_can_be_killed_and_done_again(tmp_path, monkeypatch, step):
     for n in range(60):
