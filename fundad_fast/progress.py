@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long work tells where it stands: a bar, lines of JSON, or nothing."""
+"""How long work tells where it stands: a bar, a line now and then, lines of JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -87,8 +87,70 @@ class _RichBar:
         self.bars, self.number = bars, number
 
     def advance(self, n: int = 1, **info: Any) -> None:
-        text = " ".join(f"{key} {value}" for key, value in info.items())
-        self.bars.update(self.number, advance=n, info=text)
+        shown = {"info": _in_words(info, " ")} if info else {}  # else what was last told stays
+        self.bars.update(self.number, advance=n, **shown)
+
+
+class Lines(Progress):
+    """A line of text now and then on standard error; for log files.
+
+    Args:
+        out: in place of standard error.
+        interval: seconds between lines; a stage that is over before says nothing.
+    """
+
+    def __init__(self, out: TextIO | None = None, interval: float = 30.0) -> None:
+        self.out, self.interval = out, interval
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "it") -> Iterator[Task]:
+        step = _LineTask(self.out or sys.stderr, name, total, unit, self.interval)
+        yield step
+        if step.told:
+            step.write()
+
+
+class _LineTask:
+    def __init__(
+        self, out: TextIO, name: str, total: int | None, unit: str, interval: float
+    ) -> None:
+        self.out, self.name, self.total = out, name, total
+        self.unit, self.interval = unit, interval
+        self.info: dict[str, Any] = {}
+        self.told, self.done = False, 0
+        self.began = self.last = time.monotonic()
+        self.before: int | None = None  # how much was done at the last line
+
+    def advance(self, n: int = 1, **info: Any) -> None:
+        self.done += n
+        self.info.update(info)
+        if self.before is None:  # what a call before this one has done says nothing of the pace
+            self.before = self.done
+        if time.monotonic() - self.last >= self.interval:
+            self.write()
+
+    def write(self) -> None:
+        now = time.monotonic()
+        count = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
+        said = [f"{self.name}: {count} {self.unit} in {_duration(now - self.began)}"]
+        pace = (self.done - (self.before or 0)) / max(now - self.last, 1e-9)
+        if self.total is not None and pace > 0 and self.done < self.total:
+            said.append(f"about {_duration((self.total - self.done) / pace)} left")
+        if self.info:
+            said.append(_in_words(self.info, ", "))
+        print(", ".join(said), file=self.out, flush=True)
+        self.told, self.last, self.before = True, now, self.done
+
+
+def _in_words(info: dict[str, Any], between: str) -> str:
+    return between.join(f"{key} {value}" for key, value in info.items())
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class JsonLines(Progress):
@@ -129,15 +191,16 @@ def progress(kind: str = "auto") -> Progress:
     """Make the display that the command line's ``--progress`` names.
 
     Args:
-        kind: ``auto`` (bars when standard error is a terminal, else nothing), ``json`` or ``none``.
+        kind: ``auto`` (bars when standard error is a terminal, else a line every half minute),
+            ``json`` or ``none``.
 
     Raises:
         ValueError: for any other name.
     """
-    if kind == "none" or (kind == "auto" and not sys.stderr.isatty()):
+    if kind == "none":
         return Progress()
     if kind == "auto":
-        return RichBars()
+        return RichBars() if sys.stderr.isatty() else Lines()
     if kind == "json":
         return JsonLines()
     raise ValueError(f"progress is {kind!r}; use auto, json or none")

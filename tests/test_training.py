@@ -221,6 +221,10 @@ def test_progress_tells_losses():
     assert told[0] == ("model 1", 4, "steps")
     assert sum(n for n, _ in told[1:]) == 4
     assert {"loss", "second", "val"} <= set(told[-1][1])
+    told.clear()
+    ended = LoopSettings(batch_size=4, max_steps=100, max_epochs=3)
+    train(Line(), ended, Team(torch.device("cpu")), progress=Ear())
+    assert told[0] == ("train", 6, "steps")  # so that the time left is that of what is left
 
 
 def test_curves_are_a_picture_with_a_line_for_each_figure():

@@ -81,7 +81,13 @@ Megapixels = Annotated[
 PagesOption = Annotated[
     Pages, typer.Option("--pages", help="Of TIFFs with several: first, all (an image each) or one.")
 ]
-ProgressOption = Annotated[Show, typer.Option("--progress", help="On standard error.")]
+ProgressOption = Annotated[
+    Show,
+    typer.Option(
+        "--progress",
+        help="On standard error. auto: bars in a terminal, elsewhere a line every half minute.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when any input failed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 RetryFailed = Annotated[

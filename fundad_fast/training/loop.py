@@ -259,7 +259,7 @@ class _Loop:
         before = self.seconds
         shown = progress if self.team.leads else Progress()
         try:
-            with shown.task(name, s.max_steps, "steps") as task:
+            with shown.task(name, self._most(), "steps") as task:
                 task.advance(self.step, **self._said())
                 while not (ended := self._ended()):
                     self._train_one(records, task)
@@ -291,13 +291,17 @@ class _Loop:
             seconds=self.seconds,
         )
 
+    def _most(self) -> int:
+        """Steps after which it is over, if not before."""
+        s = self.settings
+        epochs = math.inf if s.max_epochs is None else s.max_epochs * self.steps_per_epoch
+        return int(min(s.max_steps, epochs))
+
     def _ended(self) -> str:
         """Why it is over, or nothing."""
         s = self.settings
-        if self.step >= s.max_steps:
-            return "max_steps"
-        if s.max_epochs is not None and self.step >= s.max_epochs * self.steps_per_epoch:
-            return "max_epochs"
+        if self.step >= self._most():
+            return "max_steps" if self.step >= s.max_steps else "max_epochs"
         stale = s.patience is not None and self.step > self.best_step + s.patience
         if stale and self.recipe.val_images:
             return "patience"
