@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -227,6 +228,35 @@ def test_progress_tells_losses():
     assert told[0] == ("train", 6, "steps")  # so that the time left is that of what is left
 
 
+def test_tensorboard_hears_what_the_csv_does_where_it_is_installed(tmp_path, monkeypatch):
+    told, purged = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            purged.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            told.append((step, name, value))
+
+        def close(self):
+            told.append("closed")
+
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer)
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    history = run(Line(), tmp_path).history
+    want = [
+        (row["step"], name, value)
+        for row in history
+        for name, value in row.items()
+        if name not in ("step", "epoch")
+    ]
+    assert told == [*want, "closed"]
+    run(Line(), tmp_path, max_steps=20)
+    assert purged == [(tmp_path / "tensorboard", 1), (tmp_path / "tensorboard", 13)]
+
+
 def test_curves_are_a_picture_with_a_line_for_each_figure():
     rows = [{"step": i, "loss": 1 / i, "val": 2 / i} for i in range(1, 9)]
     picture = ElementTree.fromstring(draw_curves({"<one>": rows, "two": rows[:4]}))
@@ -239,6 +269,13 @@ def test_curves_are_a_picture_with_a_line_for_each_figure():
     assert float(ends[0].split()[1]) < float(ends[-1].split()[1])  # falls: y grows downwards
     places = [(e.get("x"), e.get("y")) for e in picture.iter() if e.tag.endswith("text")]
     assert len(set(places)) == len(places)
+    rows = [{"step": i, "loss": 0.6 / i, "val": 0.7} for i in (20, 110)]
+    picture = ElementTree.fromstring(draw_curves({"one": rows}))
+    ticks = [e.text for e in picture.iter() if e.tag.endswith("text") and e.text[0].isdigit()]
+    assert sorted(ticks, key=float) == [
+        *["0", "0.01", "0.03", "0.1", "0.3"],
+        *["20", "40", "60", "80", "100"],
+    ]
     ElementTree.fromstring(draw_curves({"flat": [{"step": 1, "loss": -1.0}]}))
     ElementTree.fromstring(draw_curves({}))
 

@@ -52,14 +52,13 @@ def draw_curves(
         return bottom - (scale(value) - lo) / (hi - lo) * (bottom - top)
 
     parts = []
-    for tick in range(5):
-        at = lo + (hi - lo) * tick / 4
-        value = 10**at if log else at
+    for value in _decades(lo, hi) if log else _round_steps(lo, hi):
         parts.append(
             f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="#ddd" fill="none"/>'
         )
-        parts.append(_text(LEFT - 6, y(value) + 4, f"{value:.3g}", "end"))
-        parts.append(_text(x(last * tick / 4), bottom + 17, f"{last * tick / 4:.0f}"))
+        parts.append(_text(LEFT - 6, y(value) + 4, f"{value:.4g}", "end"))
+    for step in (at for at in _round_steps(0, last) if at == int(at)):
+        parts.append(_text(x(step), bottom + 17, f"{step:.0f}"))
     parts.append(_text(LEFT, bottom + 34, "steps", "start"))
     for number, kind, points in lines:
         colour = COLOURS[number % len(COLOURS)]
@@ -82,6 +81,24 @@ def draw_curves(
     said = f"thin: {columns[0]}; thick: {columns[1]}, a dot at the lowest"
     parts.append(_text(WIDTH - RIGHT, bottom + 34, said, "end"))
     return _svg(parts, top + CHART)
+
+
+def _round_steps(lo: float, hi: float) -> list[float]:
+    """Four to nine multiples of 1, 2 or 5 times a power of ten from ``lo`` to ``hi``."""
+    power = 10 ** math.floor(math.log10((hi - lo) / 4))
+    step = next(n * power for n in (5, 2, 1) if n * power <= (hi - lo) / 4)
+    return [n * step for n in range(math.ceil(lo / step), math.floor(hi / step + 1e-9) + 1)]
+
+
+def _decades(lo: float, hi: float) -> list[float]:
+    """Round values between two logarithms: 1, 2 and 5 of each power of ten, or fewer, or more."""
+    for leads in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        powers = range(math.floor(lo), math.ceil(hi) + 1)
+        values = [n * 10.0**power for power in powers for n in leads]
+        inside = [v for v in values if lo - 1e-9 <= math.log10(v) <= hi + 1e-9]
+        if len(inside) >= 4:
+            return inside
+    return _round_steps(10**lo, 10**hi)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#333") -> str:
