@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DIA's 40 views of an image: batched, beside one view at a time and one image at a time.
 
+"A view at a time, channels first" is what a plain loop over a plain network takes.
+
 python benchmarks/views.py [--side 64] [--images 16] [--width 64] [--rounds 3]
 """
 
@@ -48,13 +50,26 @@ def main() -> None:
         for one in image.split(1):
             view_features(net, one, views, "rotation")
 
-    def plain() -> None:
+    first = ContrastNet(said.channels, width=said.width).eval()
+    first.load_state_dict(net.state_dict())
+    first.to(memory_format=torch.contiguous_format)
+
+    def as_plain(x: torch.Tensor) -> None:
+        features = first.blocks(first.stem((x - 0.5) / 0.5)).mean((-2, -1))
+        first.projection(features), first.shift(features)
+
+    def loop(net: Callable[[torch.Tensor], object]) -> None:
         for one in image.split(1):
             for v in range(len(views)):
                 own = views[v : v + 1]
                 net(augmented(shifted(mirrored(one, own.flip), v % 4), own))
 
-    forms = {"batched": batched, "an image at a time": by_image, "a view at a time": plain}
+    forms = {
+        "batched": batched,
+        "an image at a time": by_image,
+        "a view at a time": lambda: loop(net),
+        "a view at a time, channels first": lambda: loop(as_plain),
+    }
     times: dict[str, list[float]] = {name: [] for name in forms}
     batched()
     for _ in range(said.rounds):
@@ -64,7 +79,7 @@ def main() -> None:
     for name, taken in times.items():
         ratios = [a / b for a, b in zip(taken, times["batched"])]
         each = statistics.median(taken) / said.images * 1e3
-        print(f"{name:20} {each:8.1f} ms an image, {statistics.median(ratios):5.2f} x batched")
+        print(f"{name:33} {each:8.1f} ms an image, {statistics.median(ratios):5.2f} x batched")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"peak memory of the process {peak:.0f} MiB")
 

@@ -204,7 +204,7 @@ class TrainedMethod(Method):
     def state(self) -> State:
         self._fitted()
         weights = {
-            f"{name}/{key}": value.cpu()
+            f"{name}/{key}": value.cpu().contiguous()
             for name, net in self._nets.items()
             for key, value in net.state_dict().items()
         }
