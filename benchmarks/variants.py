@@ -13,6 +13,15 @@ import yaml
 from fundad_fast.detector import DETECTORS
 from fundad_fast.methods import MethodConfig, make_config
 
+_SCORES: Sequence[Mapping[str, Any]] = [
+    {"compare": "structure"},
+    {"residual_blur": 0.03},
+    {"residual_blur": 0.06},
+    {"residual_relative": "image"},
+    {"residual_relative": "local"},
+    {"image_score": "top"},
+]
+
 ABLATIONS: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "resynth": {
         "guide": [{"guide": v} for v in ("none", "image", "features", "difference")],
@@ -31,13 +40,19 @@ ABLATIONS: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = {
         "memory": [{"memory": v} for v in ("slots", "kv", "none")],
         "pseudo": [{"pseudo_anomalies": v} for v in (True, False)],
         "discriminators": [{"discriminators": v} for v in (True, False)],
-        "score": [
-            {"compare": "structure"},
-            {"residual_blur": 0.03},
-            {"residual_relative": "image"},
-            {"residual_relative": "local"},
-            {"image_score": "top"},
+        "score": _SCORES,
+    },
+    "autoencoder": {
+        "kind": [
+            {"kind": "plain"},
+            {"kind": "vae"},
+            {"kind": "cevae"},
+            {"kind": "aeu"},
+            {"kind": "memae", "latent": None},
+            {"kind": "inpaint", "residual": "absolute"},
+            {"kind": "fading"},
         ],
+        "score": _SCORES,
     },
     "dia": {
         "dissolve": [{"dissolve": v} for v in ("diffusion", "blur", "none")],
