@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ProxyAno and the autoencoders: the fit and what comes of it, resuming, refusals."""
 
+import contextlib
 import csv
 import io
 import json
@@ -22,7 +23,8 @@ import fundad_fast
 from fundad_fast.batch import Batch
 from fundad_fast.data import DataError
 from fundad_fast.methods import Autoencoder, ConfigError, ProxyAno, make_config
-from fundad_fast.methods.autoencoders import KINDS
+from fundad_fast.methods.autoencoders import KINDS, AutoencoderRecipe
+from fundad_fast.methods.image_store import ImageStore
 from fundad_fast.methods.proxy_training import ProxyRecipe
 from fundad_fast.methods.reconstruction import mean_inside, steps_of
 from fundad_fast.nets import Made
@@ -281,6 +283,38 @@ def test_inpainting_judges_pixels_by_what_is_around_them_alone():
     assert 0 <= torch.cat(noise).min() < 0.1
     assert 0.9 < torch.cat(noise).max() <= 1
     assert torch.equal(made.score(one).map, scores.map)
+
+
+def test_inpainting_learns_what_is_in_holes_inside_the_mask_alone():
+    config = make_config(Autoencoder, "lesion2void", TINY)
+    store, losses = ImageStore(2**30), []
+    for one in batches(3, masked=True):
+        store.add(one)
+
+    class Guess(torch.nn.Conv2d):
+        def forward(self, x):
+            self.seen = x
+            return Made(torch.full_like(x, 0.25))
+
+    net = Guess(1, 1, 1)
+    recipe = AutoencoderRecipe(config, {"net": net}, store)
+
+    class Turn:
+        index, seeds, device, networks = (0, 1, 2), (4, 5, 6), torch.device("cpu"), {"net": net}
+
+        def autocast(self):
+            return contextlib.nullcontext()
+
+        def descend(self, loss, name):
+            losses.append(loss)
+
+    recipe.step(Turn())
+    known = store.get([0, 1, 2], torch.device("cpu"))
+    hidden = (net.seen != known.image).any(1)
+    assert not torch.equal(hidden[0], hidden[1])  # another place for each image
+    inside = hidden & known.mask
+    assert 0 < inside.sum() < min(hidden.sum(), known.mask.sum())
+    torch.testing.assert_close(losses[0], (known.image[:, 0] - 0.25).abs()[inside].mean())
 
 
 def test_the_skips_of_a_fading_network_are_silent_after_their_share_of_the_steps():
