@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as nnf
 from cohorts import photograph
 from commands import call
 from small_dia import fit_on
@@ -66,8 +67,10 @@ def test_a_picture_of_any_kind_is_brought_to_what_the_model_takes(tmp_path, draw
     before, after, titles = drawn[-1]
     spec = InputSpec(image_size=224, channels="grey", fov="none", mixed_inputs="convert")
     torch.testing.assert_close(before[0], prepare(pixels, spec).image)
-    assert after.shape == (2, 1, 224, 224)
-    assert titles == ["t = 7", "t = 300"]
+    assert after.shape == (3, 1, 224, 224)
+    assert titles == ["resized alone", "t = 7", "t = 300"]
+    small = nnf.interpolate(before, (16, 16), mode="bilinear")
+    torch.testing.assert_close(after[:1], nnf.interpolate(small, (224, 224), mode="bilinear"))
     flat = tmp_path / "grey.png"
     cv2.imwrite(str(flat), photograph(2)[..., 0])
     colours = ddpm(tmp_path / "colours", 3)
@@ -75,7 +78,7 @@ def test_a_picture_of_any_kind_is_brought_to_what_the_model_takes(tmp_path, draw
     before = drawn[-1][0]
     assert before.shape == (1, 3, 40, 40)
     assert torch.equal(before[:, 0], before[:, 2])
-    assert len(drawn[-1][1]) == 8
+    assert len(drawn[-1][1]) == 9
 
 
 def test_of_a_fundus_model_black_lies_outside_of_the_field_of_view(tmp_path, drawn):

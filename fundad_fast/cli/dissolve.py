@@ -70,6 +70,7 @@ def _draw(
     from ..data import prepare, read_image
     from ..methods.normalise import black_outside
     from ..synthetic import dissolve
+    from ..synthetic.dissolving import at_resolution
     from ..synthetic.strip import draw_strip
 
     net, spec, compat = _model(model, weights, compat)
@@ -89,15 +90,18 @@ def _draw(
         resolution=net.resolution,
         compat_no_rescale=compat,
     )
+    # What the model's size alone takes away is most of it where t is small.
+    alone = at_resolution(before, net.resolution, lambda x: x)
     share = net.kept[t].tolist()
     picture = draw_strip(
         before,
-        after,
-        [f"t = {step}" for step in steps],
+        torch.cat([alone, after]),
+        ["resized alone", *(f"t = {step}" for step in steps)],
         title=f"{path.name}, dissolved at {net.resolution} x {net.resolution} pixels; "
         f"below: what went, from white = 0 to black = 0.25",
     )
     write_png(picture, output)
+    print(f"resized alone: mean change {float((alone - before).abs().mean()):.4f}")
     for step, kept, one in zip(steps, share, after, strict=True):
         moved = float((one - before[0]).abs().mean())
         print(f"t = {step}: alpha_bar {kept:.4f}, mean change {moved:.4f}")
