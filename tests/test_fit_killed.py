@@ -23,7 +23,6 @@ SETTINGS = {  # and a number of checkpoints into the second training, or the mid
     "manytasks": ({**small_tasks.TINY, "models": [0, 3]}, 9),
     "resynth": (small_resynth.TINY, 7),
     "proxyano": (small_proxies.PROXY, 4),
-    "autoencoder": (small_proxies.TINY, 4),
     "dia": (small_dia.TINY, 8),
 }
 
