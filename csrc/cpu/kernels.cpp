@@ -16,5 +16,6 @@ extern const Kernels table;
 const Kernels table{
     filter_channels, picture,         kcenter_candidates,  kcenter_apply,         nearest_begin,
     nearest_pack,    nearest_search,  nearest_in_tiles,    poisson_begin,         poisson_across,
-    poisson_end,     kAttentionPanel, attention_pack_keys, attention_pack_values, attention_rows};
+    poisson_end,     kAttentionPanel, attention_pack_keys, attention_pack_values, attention_logits,
+    attention_weigh, attention_mix,   attention_end};
 }  // namespace fundad::cpu::FUNDAD_ISA

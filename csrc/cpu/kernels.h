@@ -70,12 +70,24 @@ static inline std::int64_t filter_floats(const DistanceFilterArgs& a, const Filt
   return planes + sums + (a.h + 1) * (a.w + a.taps) * kMostLanes;
 }
 
-struct AttentionScratch {
+constexpr std::int64_t kAttentionBlock = 768;  // rows of a tile, and keys: a multiple of all panels
+
+// A map of n rows at work.
+struct AttentionMap {
+  const float* query;   // [n][d]
   const float* keys;    // [panels][d][attention_panel]
   const float* values;  // [panels][n][attention_panel]
-  float* weights;       // [rows][n, and more to fill the last panel]
-  float* mixed;         // [rows][d, and more to fill the last panel]
-  float* sums;          // [rows]
+  float* out;           // [n][d] sums of values, weighted
+  float* most;          // [n] the largest logit so far
+  float* sums;          // [n] of weights so far
+  std::int64_t n, d;
+};
+
+// Logits of the `rows` rows from `first` and the `columns` keys from `second` >= first.
+struct AttentionTile {
+  float* logits;  // [kAttentionBlock][kAttentionBlock]
+  float* turned;  // the same with rows and columns exchanged; not used where first == second
+  std::int64_t first, rows, second, columns;
 };
 
 struct Near {
@@ -190,9 +202,13 @@ struct Kernels {
                               float* packed);
   void (*attention_pack_values)(const float* value, std::int64_t n, std::int64_t d, std::int64_t p,
                                 float* packed);
-  // Rows [lo, hi) of the attention of a map whose keys and values are packed.
-  void (*attention_rows)(const SelfAttentionArgs&, std::int64_t map, std::int64_t lo,
-                         std::int64_t hi, const AttentionScratch&);
+  void (*attention_logits)(const AttentionMap&, const AttentionTile&, std::int64_t lo,
+                           std::int64_t hi, std::int64_t from, std::int64_t to);
+  void (*attention_weigh)(const AttentionMap&, const AttentionTile&, bool turned, std::int64_t lo,
+                          std::int64_t hi);
+  void (*attention_mix)(const AttentionMap&, const AttentionTile&, bool turned, std::int64_t lo,
+                        std::int64_t hi, std::int64_t from, std::int64_t to);
+  void (*attention_end)(const AttentionMap&, std::int64_t lo, std::int64_t hi);
 };
 
 const Kernels& kernels(Isa isa);

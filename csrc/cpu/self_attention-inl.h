@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A few rows of attention: logits, weights, and the weighted mean of the values.
+// A tile of attention: logits of a block of rows and a block of keys, weights, and the weighted
+// sums of the values. Logits are symmetric, so that a tile's serve the rows of both blocks.
 //
 // Both products multiply rows with panels of kAttentionPanel columns, packed so that what is read
 // next stands next. Sums are short: kAttentionDepth products, and then a sum of these.
@@ -10,7 +11,9 @@
 namespace {
 
 using fundad::SelfAttentionArgs;
-using fundad::cpu::AttentionScratch;
+using fundad::cpu::AttentionMap;
+using fundad::cpu::AttentionTile;
+using fundad::cpu::kAttentionBlock;
 
 // 24 sums in 32 registers, 12 or 8 in 16.
 constexpr int kAttentionRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
@@ -18,6 +21,7 @@ constexpr int kAttentionWide = kLanes == 16 ? 3 : 2;
 constexpr std::int64_t kAttentionPanel = kAttentionWide * kLanes;
 constexpr std::int64_t kAttentionDepth =
     128;  // a panel's part of this depth stays in the first cache
+static_assert(kAttentionBlock % kAttentionPanel == 0 && kAttentionBlock % kLanes == 0);
 
 // e^x for x <= 0, within 2 units in the last place; 0 where that is no normal number; NaN for NaN.
 inline Floats exp_negative(Floats x) {
@@ -39,9 +43,11 @@ inline Floats exp_negative(Floats x) {
   return x < spread(-87.0f) ? Floats{} : result;
 }
 
-// Rows [0, rows) of a product with a part of a panel, put into c or added to it.
+// Rows [0, rows) of a product with a part of a panel, put into the first `columns` of c or added to
+// them.
 inline void panel_product(const float* const (&a)[kAttentionRows], const float* panel,
-                          std::int64_t depth, bool add, int rows, float* c, std::int64_t stride) {
+                          std::int64_t depth, bool add, int rows, std::int64_t columns, float* c,
+                          std::int64_t stride) {
   Floats sum[kAttentionRows][kAttentionWide] = {};
   for (std::int64_t k = 0; k < depth; ++k) {
     Floats b[kAttentionWide];
@@ -54,54 +60,40 @@ inline void panel_product(const float* const (&a)[kAttentionRows], const float* 
 #pragma GCC unroll 8
   for (int r = 0; r < kAttentionRows; ++r) {
     if (r >= rows) break;
+#pragma GCC unroll 3
     for (int v = 0; v < kAttentionWide; ++v) {
+      const std::int64_t left = columns - v * kLanes;
+      if (left <= 0) break;
+      const int some = static_cast<int>(left < kLanes ? left : kLanes);
       float* to = c + r * stride + v * kLanes;
-      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
+      store_some(to, add ? load_some(to, some) + sum[r][v] : sum[r][v], some);
     }
   }
 }
 
-// c [rows, panels * kAttentionPanel] = a [rows, depth] * packed [panels][depth][kAttentionPanel].
+// A matrix in panels [panels][stride][kAttentionPanel]: of each `depth` lines are used.
+struct AttentionPanels {
+  const float* data;
+  std::int64_t stride, depth, columns;
+};
+
+// c [rows, columns] = or += a [rows, depth] * b, for panels [from, to) of b.
 inline void packed_product(const float* a, std::int64_t a_stride, std::int64_t rows,
-                           const float* packed, std::int64_t depth, std::int64_t panels, float* c) {
-  const std::int64_t stride = panels * kAttentionPanel;
-  for (std::int64_t p = 0; p < panels; ++p)
-    for (std::int64_t k = 0; k < depth; k += kAttentionDepth) {
-      const std::int64_t part = depth - k < kAttentionDepth ? depth - k : kAttentionDepth;
+                           const AttentionPanels& b, std::int64_t from, std::int64_t to, bool add,
+                           float* c, std::int64_t stride) {
+  for (std::int64_t p = from; p < to; ++p)
+    for (std::int64_t k = 0; k < b.depth; k += kAttentionDepth) {
+      const std::int64_t part = b.depth - k < kAttentionDepth ? b.depth - k : kAttentionDepth;
       for (std::int64_t i = 0; i < rows; i += kAttentionRows) {
         const int some = static_cast<int>(rows - i < kAttentionRows ? rows - i : kAttentionRows);
         const float* row[kAttentionRows];
         for (int r = 0; r < kAttentionRows; ++r)  // what lacks a row repeats the last
           row[r] = a + (i + (r < some ? r : some - 1)) * a_stride + k;
-        panel_product(row, packed + (p * depth + k) * kAttentionPanel, part, k > 0, some,
-                      c + i * stride + p * kAttentionPanel, stride);
+        panel_product(row, b.data + (p * b.stride + k) * kAttentionPanel, part, add || k > 0, some,
+                      b.columns - p * kAttentionPanel, c + i * stride + p * kAttentionPanel,
+                      stride);
       }
     }
-}
-
-// Logits become weights that still have to be divided by their sum, which is returned.
-inline float attention_weights(float* row, std::int64_t n, std::int64_t width) {
-  for (std::int64_t j = n; j < width; ++j) row[j] = -__builtin_inff();
-  Floats most = load(row);
-  for (std::int64_t j = kLanes; j < width; j += kLanes) {
-    const Floats x = load(row + j);
-    most = x > most ? x : most;
-  }
-  float largest = most[0];
-  for (int i = 1; i < kLanes; ++i) largest = most[i] > largest ? most[i] : largest;
-  float total = 0;
-  for (std::int64_t first = 0; first < width; first += kAttentionDepth * kLanes) {
-    const std::int64_t end =
-        first + kAttentionDepth * kLanes < width ? first + kAttentionDepth * kLanes : width;
-    Floats sum{};
-    for (std::int64_t j = first; j < end; j += kLanes) {
-      const Floats e = exp_negative(load(row + j) - spread(largest));
-      store(row + j, e);
-      sum += e;
-    }
-    for (int i = 0; i < kLanes; ++i) total += sum[i];
-  }
-  return total;
 }
 
 // Panel p of the keys: their coordinates, kAttentionPanel keys beside each other, zeros after the
@@ -134,22 +126,85 @@ inline void attention_pack_values(const float* value, std::int64_t n, std::int64
     }
 }
 
-// Rows [lo, hi) of a map.
-inline void attention_rows(const SelfAttentionArgs& a, std::int64_t map, std::int64_t lo,
-                           std::int64_t hi, const AttentionScratch& s) {
-  const std::int64_t rows = hi - lo;
-  const std::int64_t key_panels = (a.n + kAttentionPanel - 1) / kAttentionPanel,
-                     width = key_panels * kAttentionPanel;
-  const std::int64_t value_panels = (a.d + kAttentionPanel - 1) / kAttentionPanel;
-  const std::int64_t first = (map * a.n + lo) * a.d;
-  packed_product(a.query + first, a.d, rows, s.keys, a.d, key_panels, s.weights);
-  for (std::int64_t i = 0; i < rows; ++i)
-    s.sums[i] = attention_weights(s.weights + i * width, a.n, width);
-  packed_product(s.weights, width, rows, s.values, a.n, value_panels, s.mixed);
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const float* mixed = s.mixed + i * value_panels * kAttentionPanel;
-    const float share = 1 / s.sums[i];
-    for (std::int64_t j = 0; j < a.d; ++j) a.out[first + i * a.d + j] = mixed[j] * share;
+// Logits of rows [lo, hi) of a tile and its panels [from, to) of keys, and the same turned.
+inline void attention_logits(const AttentionMap& m, const AttentionTile& t, std::int64_t lo,
+                             std::int64_t hi, std::int64_t from, std::int64_t to) {
+  const AttentionPanels keys{m.keys + t.second * m.d, m.d, m.d, kAttentionBlock};
+  packed_product(m.query + (t.first + lo) * m.d, m.d, hi - lo, keys, from, to, false,
+                 t.logits + lo * kAttentionBlock, kAttentionBlock);
+  if (t.first == t.second) return;
+  for (std::int64_t i = lo; i < hi; i += kLanes)
+    for (std::int64_t j = from * kAttentionPanel; j < to * kAttentionPanel; j += kLanes) {
+      Floats part[kLanes];
+      for (int r = 0; r < kLanes; ++r) part[r] = load(t.logits + (i + r) * kAttentionBlock + j);
+      transpose(part);
+      for (int r = 0; r < kLanes; ++r) store(t.turned + (j + r) * kAttentionBlock + i, part[r]);
+    }
+}
+
+// n logits of a row become weights: e^(logit - the largest so far). If one is larger than all
+// before, what is known of the row shrinks by as much.
+inline void attention_weights(float* row, std::int64_t n, bool begin, float* most, float* sum,
+                              float* out, std::int64_t d) {
+  const std::int64_t width = (n + kLanes - 1) / kLanes * kLanes;
+  for (std::int64_t j = n; j < width; ++j) row[j] = -__builtin_inff();
+  Floats high = load(row);
+  for (std::int64_t j = kLanes; j < width; j += kLanes) {
+    const Floats x = load(row + j);
+    high = x > high ? x : high;
+  }
+  float largest = high[0];
+  for (int i = 1; i < kLanes; ++i) largest = high[i] > largest ? high[i] : largest;
+  float total = 0;
+  if (!begin && !(largest > *most)) {
+    largest = *most;
+    total = *sum;
+  } else if (!begin) {
+    const Floats shrink = spread(exp_negative(spread(*most - largest))[0]);
+    total = *sum * shrink[0];
+    for (std::int64_t k = 0; k < d; k += kLanes) {
+      const int some = static_cast<int>(d - k < kLanes ? d - k : kLanes);
+      store_some(out + k, load_some(out + k, some) * shrink, some);
+    }
+  }
+  Floats each{};
+  for (std::int64_t j = 0; j < width; j += kLanes) {
+    const Floats e = exp_negative(load(row + j) - spread(largest));
+    store(row + j, e);
+    each += e;
+  }
+  for (int i = 0; i < kLanes; ++i) total += each[i];
+  *most = largest;
+  *sum = total;
+}
+
+// Rows [lo, hi) of a tile, or of a turned one, are weighed.
+inline void attention_weigh(const AttentionMap& m, const AttentionTile& t, bool turned,
+                            std::int64_t lo, std::int64_t hi) {
+  const std::int64_t first = turned ? t.second : t.first;
+  const bool begin = t.first == 0 && (turned || t.second == 0);
+  for (std::int64_t i = lo; i < hi; ++i)
+    attention_weights((turned ? t.turned : t.logits) + i * kAttentionBlock,
+                      turned ? t.rows : t.columns, begin, m.most + first + i, m.sums + first + i,
+                      m.out + (first + i) * m.d, m.d);
+}
+
+// Rows [lo, hi) of the result get what a tile adds to the features of panels [from, to) of values.
+inline void attention_mix(const AttentionMap& m, const AttentionTile& t, bool turned,
+                          std::int64_t lo, std::int64_t hi, std::int64_t from, std::int64_t to) {
+  const std::int64_t first = turned ? t.second : t.first, other = turned ? t.first : t.second;
+  const bool begin = t.first == 0 && (turned || t.second == 0);
+  const AttentionPanels values{m.values + other * kAttentionPanel, m.n, turned ? t.rows : t.columns,
+                               m.d};
+  packed_product((turned ? t.turned : t.logits) + lo * kAttentionBlock, kAttentionBlock, hi - lo,
+                 values, from, to, !begin, m.out + (first + lo) * m.d, m.d);
+}
+
+// Rows [lo, hi) of the result are divided by the sums of their weights.
+inline void attention_end(const AttentionMap& m, std::int64_t lo, std::int64_t hi) {
+  for (std::int64_t i = lo; i < hi; ++i) {
+    const float share = 1 / m.sums[i];
+    for (std::int64_t j = 0; j < m.d; ++j) m.out[i * m.d + j] *= share;
   }
 }
 
