@@ -54,10 +54,6 @@ def run(op: Op, backend: str, args: tuple[Any, ...]) -> Any:
         return op.call(*args)
 
 
-LONG = {"two_clouds", "several_blocks", "several_blocks_reflect", "wide_kernel_adjoint"}
-"""Samples that take Triton's interpreter ten seconds and more."""
-
-
 def cases() -> list[Any]:
     found = []
     for name, op in OPS.items():
@@ -68,8 +64,7 @@ def cases() -> list[Any]:
                         label = "-".join(filter(None, (name, backend, isa, device, sample)))
                         large = sum(t.numel() for t in tensors(args)) > 100_000
                         interpreted = backend == "triton" and device == "cpu"
-                        long = interpreted and (large or sample in LONG)
-                        marks = [pytest.mark.slow] if long else []
+                        marks = [pytest.mark.slow] if interpreted and large else []
                         case = (name, backend, isa, device, sample)
                         found.append(pytest.param(*case, id=label, marks=marks))
     return found
