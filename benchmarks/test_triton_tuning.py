@@ -99,6 +99,7 @@ TRIALS = [
     Trial("self_attention", "mix float32", case("self_attention", WIDE), MIX),
     Trial("self_attention", "weights 16 bit", halves, WEIGHTS),
     Trial("self_attention", "mix 16 bit", halves, MIX),
+    Trial("self_attention", "mix 16 bit before 9.0", halves, MIX),
     Trial("nearest", "d<=512", case("nearest", "bank of 15,000"), SEARCH),
     Trial("nearest", "d>512", case("nearest", "bank of 128,693, d = 1536"), SEARCH),
     Trial(
@@ -120,6 +121,11 @@ def test_tuning(trial: Trial, request: pytest.FixtureRequest, benchmark: Any) ->
         pytest.skip("no GPU to tune for")
     if reason := no_triton(torch.ones(1, device=device)):
         pytest.skip(reason)
+    if trial.shape_class.startswith("mix 16 bit") and device == "cuda":
+        from fundad_fast.ops.triton.self_attention import mix_class
+
+        if trial.shape_class != mix_class(torch.ones(1, device=device).half()):
+            pytest.skip("not for a GPU of this capability")
     rounds = 2 if dry else request.config.getoption("--rounds")
     with ops.OPS[trial.op].using("triton"):
         run = trial.make(device, dry)

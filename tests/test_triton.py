@@ -318,6 +318,4 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, extent, tmp_path
     }  # fmt: skip
     for one in found:
         assert one["shared"] <= SHARED[capability], one
-        # 8.0 has 64 KB less: the attention's tiles, made for 9.0, spill there; how much depends on
-        # the compiler (1,048 bytes with triton 3.9).
-        assert one["stack"] <= (256 if capability == 90 else 1536), one
+        assert one["stack"] <= (256 if capability == 90 else 1024), one

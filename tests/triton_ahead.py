@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fundad_fast.ops import OPS
+from fundad_fast.ops.triton import availability
 
 TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
@@ -109,6 +110,7 @@ def calls(everything: bool) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 def main() -> None:
     compiler = Compiler(int(sys.argv[1]))
+    availability.before_hopper = lambda device: int(sys.argv[1]) < 90
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiler.launch(self, args, options)

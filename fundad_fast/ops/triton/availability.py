@@ -20,6 +20,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+def before_hopper(device: torch.device) -> bool:
+    """Whether this is a GPU older than compute capability 9.0: a thread's registers hold less."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
+
+
 def no_triton(*args: Any) -> str | None:
     """Why Triton kernels cannot take these arguments, or ``None``; triton is not imported."""
     if importlib.util.find_spec("triton") is None:

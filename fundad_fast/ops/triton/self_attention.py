@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuned
+from . import availability, tuned
 from .availability import interpreted
 
 
@@ -124,8 +124,8 @@ def self_attention(f: Tensor, keys: Tensor, scale: float, reading: str) -> Tenso
     out = torch.empty_like(f)
     n = f.shape[1]
     settings = {
-        part: tuned.config("self_attention", f"{part} {_width(values.dtype)}")
-        for part, values in (("weights", keys), ("mix", f))
+        "weights": tuned.config("self_attention", f"weights {_width(keys.dtype)}"),
+        "mix": tuned.config("self_attention", mix_class(f)),
     }
     rows = min(n, settings["mix"]["panel_rows"])
     images = max(1, settings["mix"]["panel"] // (rows * n))
@@ -137,6 +137,14 @@ def self_attention(f: Tensor, keys: Tensor, scale: float, reading: str) -> Tenso
 
 def _width(dtype: torch.dtype) -> str:
     return "float32" if dtype == torch.float32 else "16 bit"
+
+
+def mix_class(f: Tensor) -> str:
+    """The shape class of the second product of a map."""
+    # 128 sums a thread leave too few of the registers of 8.0, whose products take both factors from
+    # there: 1,048 bytes lay in memory (triton 3.9).
+    older = f.dtype != torch.float32 and availability.before_hopper(f.device)
+    return f"mix {_width(f.dtype)}{' before 9.0' if older else ''}"
 
 
 def _some(
