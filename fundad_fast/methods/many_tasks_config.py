@@ -173,7 +173,7 @@ _BRAIN = {
 _SMALL = {
     "width": 16,
     "depth": 5,
-    "train_batch": 8,
+    "train_batch": 16,
     "learning_rate": 2e-3,
     "tenfold_steps": 2000,
     "validate_alike": True,
@@ -188,12 +188,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {**_SMALL, "max_steps": 4000, "patience": 2000, "validate_every": 100},
     "quick": {
         **_SMALL,
-        "image_size": 112,
-        "width": 12,
-        "max_steps": 400,
-        "warmup_steps": 40,
-        "tenfold_steps": 400,
-        "validate_every": 50,
+        "image_size": 64,
+        "max_steps": 600,
+        "warmup_steps": 50,
+        "tenfold_steps": 500,
+        "validate_every": 100,
     },
     **{
         task: {
