@@ -3,8 +3,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401  Before the native module: torch's libgomp must be the one in the process.
-
 if TYPE_CHECKING:
     from . import ops
     from .detector import (
@@ -34,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used: importing the package costs torch and no more."""
+    """The public names, imported when first used: importing the package itself costs nothing."""
     from importlib import import_module
 
     if name == "ops":

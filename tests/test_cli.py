@@ -119,10 +119,11 @@ class Interrupts:
         if name == "torch":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupts())
-from fundad_command import main
+from fundad_fast.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "info"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 

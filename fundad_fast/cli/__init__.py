@@ -421,7 +421,7 @@ def info(
     ] = None,
 ) -> None:
     """What is installed and in force: build, instruction sets, backends, versions, weights."""
-    with told():
+    with told(goes_on=""):
         if settings is not None:
             print_settings(settings)
             return

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch
+import torch  # before the native module: torch's libgomp must be the one in the process
 from torch import Tensor
 
 _NAME = "fundad_fast._native"
