@@ -147,6 +147,22 @@ def test_products_where_rows_vary_in_all_directions_alike():
     assert made(nearest_prepare(features(100, 256))) == 0  # few rows
 
 
+@pytest.mark.parametrize(("noise", "k", "answered"), [(0.05, 9, 700), (1.0, 9, 256), (1.0, 1, 700)])
+def test_several_neighbours_come_from_tiles_for_as_long_as_that_is_cheaper(noise, k, answered):
+    bank, q = features(3000, 256, noise=noise), features(700, 256, noise=noise, seed=1)
+    ready = nearest_prepare(bank, tiles=True)
+    assert ready.tiles is not None
+    out = [torch.full((700, k), -1, dtype=t) for t in (torch.float64, torch.float32, torch.int64)]
+    tiles = ready.tiles.tensors()
+    assert nearest_tiles.search_while_cheap(q, bank, ready.center, tiles, out) == answered
+    want = nearest(q, bank, k, nearest_prepare(bank, tiles=False))
+    assert torch.equal(out[2][:answered], want[1][:answered])
+    assert (out[2][answered:] == -1).all()
+    got = nearest(q, bank, k, ready)  # the rest from products
+    assert torch.equal(got[1], want[1])
+    torch.testing.assert_close(got[0], want[0], rtol=0, atol=0)
+
+
 def made(prepared: NearestPrepared) -> int:
     assert prepared.tiles is not None
     return len(prepared.tiles.row)

@@ -232,15 +232,20 @@ def _native_arguments(
 
 @op.backend("cpu", _adapt.no_cpu)
 def _cpu(q: Tensor, bank: Tensor, k: int, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    q, bank = _adapt.dense(q), _adapt.dense(bank)
+    dist2, index = fake(q, bank, k, [])
+    done = 0
     if len(prepared) > 2 and k <= nearest_tiles.MOST_NEAR:
-        dist2, index = fake(q, bank, k, [])
         out = [torch.empty_like(dist2, dtype=torch.float64), dist2, index]
-        nearest_tiles.search(_adapt.dense(q), _adapt.dense(bank), prepared[0], prepared[2:], out)
-        return dist2, index
-    tensors, numbers = _native_arguments(q, bank, k, prepared)
-    work = len(q) * len(bank) * q.shape[1]
-    _adapt.native().nearest_cpu(*numbers, _adapt.isa(), _adapt.threads(work))
-    return tensors[0], tensors[1]
+        done = nearest_tiles.search_while_cheap(q, bank, prepared[0], prepared[2:], out)
+    if done < len(q):
+        tensors, numbers = _native_arguments(q[done:], bank, k, prepared)
+        work = (len(q) - done) * len(bank) * q.shape[1]
+        _adapt.native().nearest_cpu(*numbers, _adapt.isa(), _adapt.threads(work))
+        if not done:
+            return tensors[0], tensors[1]
+        dist2[done:], index[done:] = tensors[0], tensors[1]
+    return dist2, index
 
 
 @op.backend("torch")

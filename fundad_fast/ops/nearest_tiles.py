@@ -219,6 +219,23 @@ def search(
     )
 
 
+def search_while_cheap(
+    q: Tensor, bank: Tensor, center: Tensor, tiles: Sequence[Tensor], out: Sequence[Tensor]
+) -> int:
+    """As :func:`search`, for as many queries as it is cheaper for than products: their number.
+
+    For one neighbour this was tried when the tiles were made. The more neighbours are wanted, the
+    less can be ruled out, so for several the first queries show what it takes.
+    """
+    m, k = out[0].shape
+    first = m if k == 1 else min(m, SAMPLE)
+    counts = search(q[:first], bank, center, tiles, [t[:first] for t in out])
+    if first == m or not _cheaper(counts, first, *bank.shape):
+        return first
+    search(q[first:], bank, center, tiles, [t[first:] for t in out])
+    return m
+
+
 def _pays(rows: Tensor, center: Tensor, tiles: Tiles) -> bool:
     """Whether a search is cheaper than products, judged by rows of the bank and the next to them.
 
@@ -229,8 +246,13 @@ def _pays(rows: Tensor, center: Tensor, tiles: Tiles) -> bool:
     q = rows[:: max(1, n // SAMPLE)][:SAMPLE].contiguous()
     out = [torch.empty(len(q), 2, dtype=kind) for kind in (torch.float64, torch.float32)]
     out.append(torch.empty(len(q), 2, dtype=torch.int64))
-    left, fine, measured = search(q, rows, center, tiles.tensors(), out)
+    return _cheaper(search(q, rows, center, tiles.tensors(), out), len(q), n, d)
+
+
+def _cheaper(counts: tuple[int, int, int], m: int, n: int, d: int) -> bool:
+    """Whether a search of ``m`` queries that left so much took less than products would have."""
+    left, fine, measured = counts
     # In multiplications of plain products; the weights are rounded up from times with AVX-512.
-    effort = len(q) * (n * COARSE // 2 + 4 * d * AXES) + left * ROWS * FINE
+    effort = m * (n * COARSE // 2 + 4 * d * AXES) + left * ROWS * FINE
     effort += fine * 1000 + measured * 15 * d
-    return effort < len(q) * n * d
+    return effort < m * n * d
