@@ -313,7 +313,7 @@ def labelled(tmp_path):
 
 @pytest.mark.parametrize(
     ("preset", "first", "positions"),
-    [("quick", 0, 0), ("default", 0, 0), ("paper-cxr", None, 66), ("paper-brain", None, 67)],
+    [("quick", 0, 0), ("small-brain", 0, 0), ("paper-cxr", None, 66), ("paper-brain", None, 67)],
 )
 def test_short_trainings_start_from_silence_and_see_the_image_alone(preset, first, positions):
     method = ManyTasks(make_config(ManyTasks, preset, {"width": 2, "depth": 2}))

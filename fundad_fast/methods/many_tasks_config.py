@@ -181,10 +181,41 @@ _SMALL = {
     "start": "zero",
 }
 
+# Of the tables in docs/training.md: minutes on two cores.
+_SMALL_XRAY = {
+    **_SMALL,
+    **_XRAY,
+    "image_size": 64,
+    "max_steps": 2500,
+    "tenfold_steps": 1500,
+    "patience": 3000,
+    "validate_every": 100,
+    "precision": "bfloat16",
+}
+_SMALL_BRAIN = {
+    **_SMALL,
+    **_BRAIN,
+    "volume": (32, 40, 32),
+    "spacing": (5.0, 5.0, 5.0),
+    "resample": True,
+    "synthesis": {"g_max": 2.0},
+    "width": 8,
+    "depth": 4,
+    "train_batch": 4,
+    "learning_rate": 4e-3,
+    "max_steps": 1500,
+    "tenfold_steps": 1000,
+    "patience": 3000,
+    "validate_every": 150,
+    "precision": "bfloat16",
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": _XRAY,
     "paper-cxr": _XRAY,
     "paper-brain": _BRAIN,
+    "small-cxr": _SMALL_XRAY,
+    "small-brain": _SMALL_BRAIN,
     "default": {**_SMALL, "max_steps": 4000, "patience": 2000, "validate_every": 100},
     "quick": {
         **_SMALL,
