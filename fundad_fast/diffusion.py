@@ -114,23 +114,28 @@ def make_denoiser(
 def load_denoiser(folder: str | Path) -> Denoiser:
     """The model of a DDPM folder as diffusers writes it: ``unet/`` and ``scheduler/``.
 
-    Nothing is fetched and nothing pickled is read.
+    Older ones have the files of both in the folder itself. Any noise schedule and any number of
+    steps will do. Nothing is fetched and nothing pickled is read.
 
     Raises:
         WeightsError: diffusers is not installed, or the folder is no such model; says why.
     """
     path = Path(folder)
-    if not (path / "unet").is_dir() or not (path / "scheduler").is_dir():
+    in_folders = (path / "unet").is_dir() and (path / "scheduler").is_dir()
+    if not in_folders and not (path / "scheduler_config.json").is_file():
         raise WeightsError(
             f"--weights {path}: want a diffusers DDPM folder, which holds unet/ and scheduler/"
         )
     diffusers = _diffusers()
     try:
         scheduler = diffusers.DDPMScheduler.from_pretrained(
-            str(path), subfolder="scheduler", local_files_only=True
+            str(path), subfolder="scheduler" if in_folders else None, local_files_only=True
         )
         unet = diffusers.UNet2DModel.from_pretrained(
-            str(path), subfolder="unet", local_files_only=True, use_safetensors=True
+            str(path),
+            subfolder="unet" if in_folders else None,
+            local_files_only=True,
+            use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise WeightsError(f"--weights {path}: diffusers cannot read it ({error})") from error

@@ -12,7 +12,9 @@ from trees import make_tree
 
 from fundad_fast.data import (
     DataError,
+    Dataset,
     InputSpec,
+    Item,
     Loader,
     ReadError,
     data_hash,
@@ -112,9 +114,55 @@ def test_a_class_is_found_by_its_name_in_small_or_capital_letters(tmp_path):
     with pytest.raises(DataError, match="no class covit: there are COVID, non-COVID"):
         dataset.with_normal_class("covit")
     mixed = discover(make_tree(tmp_path / "b", "train/ok/a.jpg", "train/OK/b.jpg"))
-    assert [i.label for i in mixed.with_normal_class("OK").items] == [0, 1]
+    for name in ("OK", "ok"):
+        found = mixed.with_normal_class(name).items
+        assert [i.label for i in found] == [int(i.class_name != name) for i in found]
     with pytest.raises(DataError, match="no class Ok: there are OK, ok"):
         mixed.with_normal_class("Ok")
+
+
+def test_an_image_without_a_class_keeps_the_label_it_has(tmp_path):
+    items = (
+        Item("a", "a.png", class_name="3"),
+        Item("b", "b.png", class_name="0", label=0),
+        Item("c", "c.png", label=0),
+        Item("d", "d.png"),
+    )
+    found = Dataset(items, "manifest", "x", notes=("other",)).with_normal_class("3")
+    assert [i.label for i in found.items] == [0, 1, 0, None]
+    assert found.notes == ("other", "the class 3 is healthy")
+
+
+@pytest.mark.parametrize(
+    ("folders", "healthy"),
+    [
+        (("COVID", "non-COVID"), "non-COVID"),  # SARS-COV-2: the first of the names is ill
+        (("0", "1"), "1"),  # BreastMNIST as folders: 0 is malignant
+        (("0",), "0"),  # a part of it
+        (("0", "1", "2", "3"), "3"),  # OCTMNIST as folders
+    ],
+)
+def test_folders_of_the_papers_sets_are_refused_without_their_healthy_class(
+    tmp_path, folders, healthy
+):
+    root = make_tree(tmp_path, *(f"train/{name}/a{name}.jpg" for name in folders))
+    with pytest.raises(DataError, match="--normal-class NAME"):
+        discover(root).healthy_for_fit()
+    (found,) = discover(root).with_normal_class(healthy).healthy_for_fit()
+    assert found.class_name == healthy
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (("CNV", "DME", "DRUSEN", "NORMAL"), [1, 1, 1, 0]),
+        (("0", "1", "2", "3", "4"), [0, 1, 1, 1, 1]),  # APTOS: grades of retinopathy
+        (("0_normal", "1_abnormal"), [0, 1]),  # as the public code has its trees
+    ],
+)
+def test_folders_whose_names_tell_have_their_labels(tmp_path, folders, labels):
+    dataset = discover(make_tree(tmp_path, *(f"train/{name}/a.jpg" for name in folders)))
+    assert [i.label for i in dataset.items] == labels
 
 
 # -- pixels --------------------------------------------------------------------------------------
@@ -193,17 +241,39 @@ def test_a_loader_reads_them_and_the_hash_is_of_the_file(tmp_path):
 def test_a_file_that_changed_meanwhile(tmp_path):
     path = tmp_path / "set.npz"
     medmnist(path)
-    item = discover(path).items[-1]
+    *_, kept, gone, item = discover(path).items
     read_image(item)
     arrays = medmnist(path, counts=(1, 1, 2))
-    with pytest.raises(ReadError, match="changed: the array has 2 images by now"):
-        read_image(item)
+    assert np.array_equal(read_image(kept)[..., 0], arrays["test_images"][1])
+    for one in (gone, item):  # the first one past the end, and the next
+        with pytest.raises(ReadError, match="changed: the array has 2 images by now"):
+            read_image(one)
     np.savez(path, train_images=arrays["train_images"])
     with pytest.raises(ReadError, match="unreadable: it has no test_images.npy any more"):
         read_image(item)
     path.unlink()
     with pytest.raises(ReadError, match="unreadable: the file cannot be read: No such file"):
         read_image(item)
+
+
+def test_a_file_that_was_written_over_with_one_of_its_size(tmp_path):
+    path = tmp_path / "set.npz"
+
+    def write(value, second):
+        values = io.BytesIO()
+        np.save(values, np.full((2, 28, 28), value, np.uint8))
+        # Deflated without compressing: inflated into memory, and always as long.
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as file:
+            file.writestr("test_images.npy", values.getvalue())
+        os.utime(path, ns=(second, second))
+        return path.stat()
+
+    before = write(7, 10**18)
+    item = discover(path).items[1]
+    assert (read_image(item) == 7).all()
+    after = write(9, 10**18 + 1)
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+    assert (read_image(item) == 9).all()
 
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -301,6 +371,21 @@ def test_damage_among_the_values_is_that_images_row(tmp_path):
     with pytest.raises(ReadError, match="unreadable: .*damaged") as caught:
         read_image(items[-1])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [28, 1100])  # read in one piece, in several
+def test_values_that_do_not_match_their_sum_are_refused(tmp_path, side):
+    path = tmp_path / "a.npz"
+    noise = np.random.default_rng(0).integers(0, 256, (1, side, side), dtype=np.uint8)
+    np.savez_compressed(path, test_images=noise)
+    item = discover(path).items[0]
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        sum_ = file.getinfo("test_images.npy").CRC.to_bytes(4, "little")
+    assert data.count(sum_) == 2  # before the values, and in the directory
+    path.write_bytes(data.replace(sum_, bytes(b ^ 1 for b in sum_)))
+    with pytest.raises(ReadError, match="unreadable: .*damaged.*CRC"):
+        read_image(item)
 
 
 def test_cut_between_an_array_that_is_stored_and_its_directory(tmp_path):

@@ -277,6 +277,39 @@ def test_a_given_diffusion_model_is_used_in_place_of_training_one(tmp_path):
         fit_on(batches(6, channels=3), weights=tmp_path / "grey")
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_models_of_other_schedules_and_older_folders_are_taken(tmp_path, flat):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    net = make_denoiser(1, resolution=8, width=8, multipliers=(1, 1), blocks=1)
+    scheduler = diffusers.DDPMScheduler(100, beta_schedule="linear", beta_end=0.1)
+    folder = tmp_path / "ddpm"
+    if flat:
+        net.unet.save_pretrained(folder)
+        scheduler.save_pretrained(folder)
+    else:
+        diffusers.DDPMPipeline(net.unet, scheduler).save_pretrained(folder)
+    method = fit_on(batches(6), weights=folder, map="dissolve", map_t=99)
+    want = torch.linspace(1e-4, 0.1, 100, dtype=torch.float64).mul(-1).add(1).cumprod(0)
+    torch.testing.assert_close(method.denoiser.kept, want, rtol=1e-4, atol=1e-8)
+    back = DIA.from_state(method.config, method.state())
+    batch = batches(1, 50)[0]
+    torch.testing.assert_close(back.score(batch).map, method.score(batch).map, rtol=1e-5, atol=1e-6)
+    for settings in ({"t_upper": 1.01}, {"map": "dissolve", "map_t": 100}):
+        with pytest.raises(ConfigError, match="has 100 time steps, and 101 are wanted"):
+            fit_on(batches(6), weights=folder, **settings)
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_the_papers_resolutions(resolution):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    c = make_config(DIA, "paper", {"resolution": resolution, "diffusion_width": 8})
+    net = DIA(c)._new_denoiser(3)
+    assert net.resolution == resolution
+    if resolution > 64:  # attention at full resolution is not for a test
+        return
+    assert net(torch.rand(1, 3, resolution, resolution), torch.tensor([40])).isfinite().all()
+
+
 def test_without_diffusers_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(WeightsError, match=r"pip install 'fundad-fast\[diffusion\]'; or choose"):

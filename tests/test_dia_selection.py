@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import cv2
 import numpy as np
@@ -22,8 +23,9 @@ from small_tasks import batches
 import fundad_fast
 from fundad_fast.batch import Batch
 from fundad_fast.data import DataError, discover
-from fundad_fast.methods import DIA, ConfigError, ReSAD, make_config
+from fundad_fast.methods import DIA, ConfigError, ReSAD, dia_selection, make_config
 from fundad_fast.methods.dia_selection import (
+    TASKS,
     Judged,
     Look,
     auroc,
@@ -33,6 +35,7 @@ from fundad_fast.methods.dia_selection import (
     with_anomalies,
 )
 from fundad_fast.methods.image_store import ImageStore
+from fundad_fast.nets import ContrastNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network does not know shifts apart")
 CPU = torch.device("cpu")
@@ -83,6 +86,8 @@ def test_what_is_looked_at_is_not_trained_on():
     assert split_off(10, config) == (train, looked_at)
     assert split_off(10, config.model_copy(update={"seed": 1}))[1] != looked_at
     assert split_off(10, make_config(DIA, "quick")) == (list(range(10)), [])
+    few = config.model_copy(update={"select_share": 0.1})
+    assert len(split_off(2, few)[1]) == 1
     with pytest.raises(ConfigError, match="1 healthy images are too few"):
         split_off(1, config)
     store = store_of(batches(10))
@@ -108,6 +113,57 @@ def test_every_image_is_there_healthy_and_with_anomalies(masked):
     last = [s.store.get([7], CPU).image for s in (judged, again, other)]
     assert torch.equal(last[0], last[1])
     assert not torch.equal(last[0], last[2])
+
+
+def test_anomalies_differ_in_kind_and_seed_from_image_to_image(monkeypatch):
+    asked, own = [], dia_selection.synthesize
+
+    def note(image, tasks, **given):
+        asked.append((image, tasks, given))
+        return own(image, tasks, **given)
+
+    monkeypatch.setattr(dia_selection, "synthesize", note)
+    monkeypatch.setattr(dia_selection, "_SOURCES", 3)
+    healthy, sources = store_of(batches(5, masked=True)), store_of(batches(6, 20, masked=True))
+    with_anomalies(healthy, sources, 3)
+    assert [tasks for _, tasks, _ in asked] == [[name] for name in (*TASKS, TASKS[0])]
+    assert len({tuple(given["seeds"]) for *_, given in asked}) == 5
+    others = sources.get(range(3), CPU)
+    for i, (image, _, given) in enumerate(asked):
+        one = healthy.get([i], CPU)
+        assert torch.equal(image, 2 * one.image - 1)
+        assert torch.equal(given["mask"], one.mask)
+        assert torch.equal(given["sources"], 2 * others.image - 1)
+        assert torch.equal(given["source_masks"], others.mask)
+
+
+def test_labelled_images_are_black_outside_and_only_1_is_abnormal():
+    made = batches(3, masked=True)
+    judged = handed_in(made, {"0": 0, "1": 1, "2": 0}, 2**30)
+    assert judged.abnormal.tolist() == [False, True, False]
+    for i, batch in enumerate(made):
+        image = judged.store.get([i], CPU).image
+        assert (image[:, 0][~batch.mask] == 0).all()
+        assert torch.equal(image[:, 0][batch.mask], batch.image[:, 0][batch.mask])
+    assert (made[0].image[:, 0][~made[0].mask] > 0).any()
+    with pytest.raises(ConfigError, match="3 are abnormal and 0 healthy"):
+        handed_in(made, dict.fromkeys("012", 1), 2**30)
+
+
+def test_a_look_in_parts_compares_with_images_from_end_to_end(monkeypatch):
+    config = make_config(DIA, "quick", {**TINY, "dissolve": "none"})
+    net = ContrastNet(1, width=4, projection=8).eval()
+    made, labels = labelled(lambda image: 1 - image)
+    judged, train = handed_in(made, labels, 2**30), store_of(batches(6))
+    whole = Look(config, train, judged, CPU)
+    assert whole.compared == list(range(6))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is not known yet is not told at every look
+        want = whole(net)
+        monkeypatch.setattr(dia_selection, "_AT_A_TIME", 4)
+        assert Look(config, train, judged, CPU)(net).item() == want.item()
+    monkeypatch.setattr(dia_selection, "_AXES", 3)
+    assert Look(config, train, judged, CPU).compared == [0, 2, 5]
 
 
 def test_a_look_is_the_auroc_of_the_score_at_its_views():

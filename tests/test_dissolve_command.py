@@ -106,3 +106,15 @@ def test_a_model_of_other_channels_is_refused(tmp_path):
     odd = ddpm(tmp_path / "odd", 2)
     said = call("dissolve", image, "--weights", odd, "-o", tmp_path / "b.png", code=2)
     assert "of 2 channels; want 1 or 3" in said
+
+
+def test_a_time_step_that_the_model_does_not_have_is_refused(tmp_path):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), photograph(1))
+    net = make_denoiser(1, resolution=16, width=8, multipliers=(1, 2), blocks=1)
+    scheduler = diffusers.DDPMScheduler(300)
+    diffusers.DDPMPipeline(net.unet, scheduler).save_pretrained(tmp_path / "short")
+    given = ["dissolve", image, "--weights", tmp_path / "short", "-o", tmp_path / "b.png"]
+    assert "--t 300: the diffusion model has 0 to 299" in call(*given, "--t", 300, code=2)
+    assert not (tmp_path / "b.png").exists()
+    call(*given, "--t", 299)

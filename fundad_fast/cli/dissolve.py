@@ -74,6 +74,8 @@ def _draw(
     from ..synthetic.strip import draw_strip
 
     net, spec, compat = _model(model, weights, compat)
+    if max(steps) >= len(net.kept):
+        raise UsageError(f"--t {max(steps)}: the diffusion model has 0 to {len(net.kept) - 1}")
     # As the model sees its images, but of any kind: it is only a picture.
     spec = spec.model_copy(
         update={"image_size": side or spec.image_size, "mixed_inputs": "convert"}

@@ -236,8 +236,9 @@ def _class_items(
 def _labelled(items: list[Item], places: list[Place]) -> tuple[list[Item], list[Place], list[str]]:
     """Labels from class names, where one of the classes is a healthy one."""
     names = {item.class_name for item in items if item.class_name is not None}
-    # Of two classes, 0 can be either: MedMNIST's BreastMNIST has 0 for malignant.
-    grades = all(re.fullmatch(r"\d+", name) for name in names) and names != {"0", "1"}
+    # 0 is malignant in MedMNIST's BreastMNIST, of two classes, and of the four of its OCTMNIST 3 is
+    # healthy: neither they nor a part of them are grades.
+    grades = all(re.fullmatch(r"\d+", name) for name in names) and not names <= set("0123")
     healthy = {name for name in names if is_healthy(name) or (grades and int(name) == 0)}
     if not healthy:
         if not names:

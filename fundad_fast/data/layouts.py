@@ -51,8 +51,8 @@ def discover(
             * A ``manifest.csv`` or ``manifest.parquet`` at a folder's root says more than the
               folders and is used instead.
 
-            Folders named good, normal, healthy (or no_dr, 0_normal, or 0 of three and more grades)
-            hold healthy images; two folders 0 and 1 may mean either. Masks (in folders of masks, or
+            Folders named good, normal, healthy (or no_dr, 0_normal, or 0 of grades up to 4 or more)
+            hold healthy images; numbers up to 3 may mean anything. Masks (in folders of masks, or
             ``x_mask.png`` beside ``x.png``) and manifests are never images, also where a pattern
             matches or a list names them.
         recursive: look into the folders of a folder.

@@ -274,10 +274,9 @@ def _inflated(file: zipfile.ZipFile, member: str, header: _Header) -> np.ndarray
 
 
 def _fill(file: zipfile.ZipFile, member: str, start: int, flat: np.ndarray) -> None:
-    with file.open(member) as data:
+    with file.open(member) as data:  # with its last byte, zipfile compares the sum
         _read_into(data, memoryview(bytearray(start)))
         _read_into(data, flat.data)
-        data.read(1)  # at the end the sum is compared
 
 
 def _read_into(data: IO[bytes], into: memoryview) -> None:

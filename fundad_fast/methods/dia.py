@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -100,6 +101,11 @@ class DIA(TrainedMethod):
             raise ConfigError(
                 f"{self.weights} takes images of {given.channels} channels, these have "
                 f"{kept.shape[0]}"
+            )
+        if given is not None and len(given.kept) < (wanted := self._time_steps()):
+            raise ConfigError(
+                f"{self.weights} has {len(given.kept)} time steps, and {wanted} are wanted; lower "
+                "t_scale (or map_t, with map=dissolve)"
             )
         if self.config.dissolve == "diffusion":
             self._denoiser = given or self._train_denoiser(work)
@@ -312,6 +318,12 @@ class DIA(TrainedMethod):
         t = torch.full((len(image),), self.config.map_t)
         found = (image - change(image, t)).abs().mean(1)
         return found if mask is None else spread(found, mask)
+
+    def _time_steps(self) -> int:
+        """How many a diffusion model must have, from 0."""
+        c = self.config
+        drawn = math.ceil(c.t_scale * c.t_upper)
+        return max(drawn, c.map_t + 1) if c.map == "dissolve" else drawn
 
     # -- keeping ---------------------------------------------------------------------------------
 
