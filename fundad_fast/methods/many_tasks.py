@@ -43,8 +43,9 @@ class ManyTasks(TrainedMethod):
 
     Presets: ``paper-cxr`` and ``paper-brain`` are the published settings; ``paper`` is the first of
     them. ``default`` is a smaller network for fewer steps, ``quick`` a first look in minutes on two
-    cores, ``small-cxr`` and ``small-brain`` what the tables of docs/training.md are of: our choice. ``fpi``, ``pii`` and ``nsa`` are ``default`` with one model that trains
-    on that older method's task alone.
+    cores, ``small-cxr`` and ``small-brain`` what the tables of docs/training.md are of: our choice.
+    ``fpi``, ``pii`` and ``nsa`` are ``default`` with one model that trains on that older method's
+    task alone.
     """
 
     name: ClassVar[str] = "manytasks"

@@ -11,7 +11,7 @@ from .records import History
 
 WIDTH, CHART = 640, 320
 LEFT, RIGHT, BOTTOM = 64, 14, 40
-COLUMNS, ROW = 3, 18  # of the legend
+ROW, LETTER = 18, 7  # of the legend: height of a row, most width of a letter
 COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be123c", "#4b5563")
 
 
@@ -34,7 +34,8 @@ def draw_curves(
         if (points := [(row["step"], row[column]) for row in rows if column in row])
     ]
     values = [value for *_, points in lines for _, value in points]
-    top = 12 + ROW * -(-len(histories) // COLUMNS)
+    places = _places(list(histories))
+    top = 12 + ROW * (1 + max(row for _, row in places)) if places else 12
     bottom = top + CHART - BOTTOM
     if not values:
         return _svg([_text(WIDTH / 2, 100, "no step was recorded")], top + CHART)
@@ -73,14 +74,25 @@ def draw_curves(
             parts.append(
                 f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" fill="{colour}"/>'
             )
-    for number, name in enumerate(histories):
-        row, column = divmod(number, COLUMNS)
-        place = LEFT + column * (WIDTH - LEFT - RIGHT) / COLUMNS
+    for number, (name, (place, row)) in enumerate(zip(histories, places)):
         colour = COLOURS[number % len(COLOURS)]
         parts.append(_text(place, 14 + ROW * row, name, "start", colour))
     said = f"thin: {columns[0]}; thick: {columns[1]}, a dot at the lowest"
     parts.append(_text(WIDTH - RIGHT, bottom + 34, said, "end"))
     return _svg(parts, top + CHART)
+
+
+def _places(names: list[str]) -> list[tuple[float, int]]:
+    """Where each name of the legend begins, and its row: side by side while there is room."""
+    places: list[tuple[float, int]] = []
+    x, row = float(LEFT), 0
+    for name in names:
+        wide = LETTER * (len(name) + 2)
+        if x > LEFT and x + wide > WIDTH - RIGHT:
+            x, row = float(LEFT), row + 1
+        places.append((x, row))
+        x += wide
+    return places
 
 
 def _round_steps(lo: float, hi: float) -> list[float]:
