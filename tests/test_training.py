@@ -276,12 +276,12 @@ def test_curves_are_a_picture_with_a_line_for_each_figure():
         *["0", "0.01", "0.03", "0.1", "0.3"],
         *["20", "40", "60", "80", "100"],
     ]
-    names = [f"model {i}: intra+inter+sink+intensity" for i in range(4)] + ["last"]
-    picture = ElementTree.fromstring(draw_curves({name: rows for name in names}))
+    names = [f"model {i}: intra+inter+sink+intensity" for i in range(5)]
+    picture = ElementTree.fromstring(draw_curves(dict.fromkeys(names, rows)))
     said = {t.text: (float(t.get("x")), float(t.get("y"))) for t in picture if t.text in names}
     assert said[names[0]][1] == said[names[1]][1] < said[names[2]][1]  # two long names in a row
     assert said[names[1]][0] - said[names[0]][0] > 7 * len(names[0])
-    assert said["last"] == (64.0, said[names[3]][1] + 18)
+    assert said[names[4]] == (64.0, said[names[3]][1] + 18)
     ElementTree.fromstring(draw_curves({"flat": [{"step": 1, "loss": -1.0}]}))
     ElementTree.fromstring(draw_curves({}))
 
