@@ -65,3 +65,16 @@ def test_a_config_file_says_what_flags_say(model, cohort, tmp_path):
     )
     ids = [json.loads((p / "bundle.json").read_text())["id"] for p in (model, tmp_path / "m")]
     assert ids[0] == ids[1]
+
+
+def test_an_input_that_is_not_there_is_not_fitted_around(cohort, tmp_path):
+    def refused(*more):
+        return call("fit", cohort, *more, "-o", tmp_path / "m", *SETTINGS, "--dry-run", code=2)
+
+    assert "image_size=32 is no file; a setting has a --set of its own" in refused(
+        "--set", "seed=1", "image_size=32"
+    )
+    near = cohort.with_name(f"{cohort.name}s")
+    assert f"{near} does not exist; did you mean {cohort}" in refused(near)
+    (tmp_path / "a=b.png").write_bytes(next(cohort.rglob("*.png")).read_bytes())
+    call("fit", cohort, tmp_path / "a=b.png", "-o", tmp_path / "m", *SETTINGS, "--dry-run")

@@ -136,8 +136,15 @@ def print_score_plan(
 
 
 def discover(source: list[str], volumes: bool = False, normal_class: str | None = None) -> Dataset:
+    """What a fit or an evaluation was given; one that is not there is no image among the others."""
     from ..data import discover
 
+    for name in source:
+        if os.path.lexists(os.path.expanduser(name)):
+            continue
+        if "=" in name:
+            raise UsageError(f"{name} is no file; a setting has a --set of its own: --set {name}")
+        discover(name)  # refuses all but a pattern, and tells of names that are like it
     dataset = discover(source[0] if len(source) == 1 else source, volumes=volumes)
     return dataset if normal_class is None else dataset.with_normal_class(normal_class)
 
