@@ -280,6 +280,15 @@ def test_a_plan_counts_models_steps_and_memory():
     assert "at most 26 steps" in ManyTasks(few).plan(100, 0).lines[0]  # 80 images train
 
 
+def test_a_plan_refuses_what_the_fit_would():
+    flat = make_config(ManyTasks, "default", {"image_size": 64, "depth": 7})
+    with pytest.raises(ConfigError, match=r"images of \[64, 64\].*at least 65.*raise image_size"):
+        ManyTasks(flat).plan(images=100, folds=5)
+    deep = make_config(ManyTasks, "quick", {"volume": (16, 16, 16), "depth": 5})
+    with pytest.raises(ConfigError, match=r"volumes of \[16, 16, 16\].*at least 17.*raise volume"):
+        ManyTasks(deep).plan(images=100, folds=5)
+
+
 def test_the_facade_fits_saves_and_loads(tmp_path):
     settings = {**TINY, "models": (0, 4), "image_size": 32}
     det = fundad_fast.ManyTasks("quick", folds=3, **settings)

@@ -93,12 +93,16 @@ class ManyTasks(TrainedMethod):
 
     def _check(self, store: ImageStore) -> None:
         super()._check(store)
-        least = max(self._net(store.shape).least_side(), _LEAST_SIDE)
-        if min(store.shape[1:]) < least:
+        self._check_sides(store.shape)
+
+    def _check_sides(self, shape: tuple[int, ...]) -> None:
+        least = max(self._net(shape).least_side(), _LEAST_SIDE)
+        if min(shape[1:]) < least:
+            what, setting = ("images", "image_size") if len(shape) == 3 else ("volumes", "volume")
             raise ConfigError(
-                f"images of {list(store.shape[1:])}: the tasks and a network of "
+                f"{what} of {list(shape[1:])}: the tasks and a network of "
                 f"depth={self.config.depth} need sides of at least {least}; lower depth or raise "
-                "image_size"
+                f"{setting}"
             )
 
     def _net(self, shape: tuple[int, ...]) -> UNet:
@@ -221,6 +225,7 @@ class ManyTasks(TrainedMethod):
             if c.volume
             else (1 if c.channels == "grey" else 3, c.image_size, c.image_size)
         )
+        self._check_sides(shape)
         net = self._net(shape).to(self.device)
         size = parameters_of({"net": net})
         few = min(c.train_batch, 2)
