@@ -8,6 +8,7 @@ neither the package nor a method that has no diffusion model in it needs it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,7 +152,9 @@ def load_denoiser(folder: str | Path) -> Denoiser:
             f"--weights {path}: want a model of squares with as many channels out as in, got "
             f"sample_size={size}, {taken} and {given} channels"
         )
-    return Denoiser(unet.float(), scheduler.alphas_cumprod, config)
+    # Weights that lie where the file is mapped are not aligned, and products of them round
+    # otherwise than those of the same weights from a bundle: a copy is aligned.
+    return Denoiser(deepcopy(unet.float()), scheduler.alphas_cumprod, config)
 
 
 def save_denoiser(net: Denoiser, folder: str | Path) -> None:
